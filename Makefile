@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up themselves: a virtual environment in .venv with the
+# locked versions of requirements/. The stamps make the second run quick.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+DEMO_ARGS ?=
+
+.PHONY: help demo test lint format lock snapshots bench clean
+help:
+	@echo "make demo   set up and run the whole path on a simulated web (DEMO_ARGS=... for options)"
+	@echo "make test   set up and run every check and test"
+	@echo "make lint | format | snapshots | bench | lock | clean"
+
+# What is missing is said before anything is created.
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "Missing: $(PYTHON). Install Python 3.11 or newer (Debian/Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Too old: $$($(PYTHON) --version). dlconsole needs Python 3.11 or newer: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "Missing: the venv module of $(PYTHON). Debian/Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version) ..."
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Could not create $(VENV) with $(PYTHON); see above." >&2; exit 1; }
+
+$(VENV)/.run: $(VENV)/bin/python requirements/run.txt pyproject.toml scripts/redis-binary.py
+	@echo "Installing the locked dependencies ..."
+	@$(PIP) install -r requirements/run.txt || { echo "Could not install the dependencies: is a package index reachable? (pip's own message is above)" >&2; exit 1; }
+	@$(PIP) install --no-deps -e .
+	@$(BIN)/python scripts/redis-binary.py
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	@echo "Installing the locked tools for tests and checks ..."
+	@$(PIP) install -r requirements/dev.txt || { echo "Could not install the tools: is a package index reachable? (pip's own message is above)" >&2; exit 1; }
+	@touch $@
+
+demo: $(VENV)/.run
+	@$(BIN)/dlconsole demo $(DEMO_ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos"
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q . || { echo "ruff format: run 'make format'" >&2; exit 1; }
+	@$(BIN)/mypy --strict --no-error-summary -p dlconsole
+	@$(BIN)/lint-imports --no-cache >/tmp/dlconsole-lint-imports.$$$$ 2>&1 || { cat /tmp/dlconsole-lint-imports.$$$$; rm -f /tmp/dlconsole-lint-imports.$$$$; exit 1; }; rm -f /tmp/dlconsole-lint-imports.$$$$
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+snapshots: $(VENV)/.dev
+	@$(BIN)/python -m pytest tests/console --snapshot-update
+
+bench: $(VENV)/.dev
+	@$(BIN)/python bench/feed.py
+	@$(BIN)/python bench/fetch.py
+
+# Versions for every supported Python in one file each; needs `pip install uv` once.
+lock:
+	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements/run.txt
+	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

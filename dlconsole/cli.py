@@ -1,0 +1,131 @@
+"""argv → one command. Nothing heavy is imported before the command is known."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dlconsole import __version__
+from dlconsole.errors import DlconsoleError
+
+if TYPE_CHECKING:
+    from dlconsole.settings import Loaded
+
+COMMANDS: Final = {
+    "console": "the operations console (what `dlconsole` alone opens)",
+    "worker": "headless downloaders, the same as `dlconsole --worker`",
+    "feed": "put URL lists into the queue",
+    "demo": "the whole path on a simulated web: feed, two workers, the console on top",
+    "redis": "the Redis that dlconsole runs by itself: status, stop",
+    "config": "show the settings and where each comes from",
+}
+
+_EPILOG: Final = """\
+examples:
+  dlconsole                               open the console
+  dlconsole feed urls.txt                 queue a URL list
+  dlconsole --worker --store /data        download until stopped
+  dlconsole --worker --until-empty        download until the queue is empty
+  dlconsole demo                          see it work, without any network
+
+Every command takes --config, --context, --redis and --dataset; `dlconsole COMMAND --help` has the rest.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0 done, 1 failed, 2 wrong use or settings, 3 Redis, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, words = _parser_for(words)
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except DlconsoleError as error:
+        if args.debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"dlconsole: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dlconsole: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dlconsole ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def load_settings(args: argparse.Namespace) -> Loaded:
+    """The settings of this run: flags are those arguments whose `dest` is a dotted settings key.
+
+    Prints the warnings to stderr. Raises ConfigError.
+    """
+    from dlconsole.settings import load
+
+    flags = {
+        key: value
+        for key, value in vars(args).items()
+        if "." in key or key in {"redis", "dataset", "context", "read_only"}
+    }
+    loaded = load(flags, args.config)
+    for warning in loaded.warnings:
+        print(f"dlconsole: warning: {warning}", file=sys.stderr)
+    return loaded
+
+
+def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser of the command that `words` name, and the words without its name."""
+    name = "console"
+    if "--worker" in words:
+        name = "worker"
+        words = [word for word in words if word != "--worker"]
+        if words[:1] == ["worker"]:
+            words = words[1:]
+    elif words and words[0] in COMMANDS:
+        name, words = words[0], words[1:]
+    elif words and not words[0].startswith("-"):
+        _top_parser().error(f"unknown command {words[0]!r} (commands: {', '.join(COMMANDS)})")
+    elif any(word in {"-h", "--help", "--version"} for word in words):
+        return _top_parser(), words
+    module = importlib.import_module(f"dlconsole.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"dlconsole {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=module.run)
+    _add_common(parser)
+    module.configure(parser)
+    return parser, words
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="dlconsole",
+        usage="dlconsole [COMMAND] [options]\n       dlconsole --worker [options]",
+        description="An operations console and headless workers for fleets of dataset downloaders.\n\n"
+        f"commands:\n{listing}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dlconsole {__version__}")
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("connection and settings")
+    group.add_argument("--config", type=Path, metavar="FILE", help="settings file instead of the usual one")
+    group.add_argument("--context", metavar="NAME", help="a connection named in the settings file")
+    group.add_argument(
+        "--redis",
+        metavar="URL",
+        help="redis://HOST:PORT/DB, rediss://… or unix:///socket; without one, dlconsole runs its own",
+    )
+    group.add_argument("--dataset", metavar="NAME", help="the dataset: the prefix of the Redis keys")
+    group.add_argument("--debug", action="store_true", help="show stack traces")

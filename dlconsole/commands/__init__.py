@@ -1,0 +1,1 @@
+"""The commands, one module each; nothing is imported before its command is known."""

@@ -1,0 +1,1 @@
+"""The simulated web and the demo that runs on it."""

@@ -1,0 +1,278 @@
+"""The nouns of the house: frozen, without I/O. `docs/architecture.md` has the words.
+
+Times ending in `_ms` are milliseconds of the Redis server's clock since the epoch; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+_DATASET: Final = re.compile(r"[^\W_][\w.\-]{0,99}")
+
+DATASET_RULE: Final = (
+    "1 to 100 letters, digits, '_', '-' or '.', the first a letter or a digit (it names keys and folders)"
+)
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether `name` can be a key prefix and a folder: no braces, slashes, spaces, or leading dot."""
+    return _DATASET.fullmatch(name) is not None
+
+
+class FailureKind(StrEnum):
+    """Why a task failed: a closed list. Disk-full and Redis trouble are not here: the worker pauses."""
+
+    HTTP_STATUS = "http_status"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too_large"
+    NOT_IMAGE = "not_image"
+    TRUNCATED = "truncated"
+    HASH_MISMATCH = "hash_mismatch"
+    BLOCKED_ADDRESS = "blocked_address"
+    OPT_OUT = "opt_out"
+    REDIRECTS = "redirects"
+    BAD_TASK = "bad_task"
+    BAD_PATH = "bad_path"
+    CRASHED = "crashed"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt can heal it; for `http_status` the status decides, see `Failure`."""
+        return self in _RETRYABLE
+
+
+_RETRYABLE: Final = frozenset(
+    {
+        FailureKind.HTTP_STATUS,
+        FailureKind.DNS,
+        FailureKind.CONNECT,
+        FailureKind.TLS,
+        FailureKind.TIMEOUT,
+        FailureKind.TRUNCATED,
+    }
+)
+_RETRYABLE_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+STATUS_NONE: Final = 900
+"""What the legacy error item carries as `status` when there was no HTTP status."""
+
+
+class Task(msgspec.Struct, frozen=True, gc=False):
+    """The part of a queue item that a worker acts on; every other column stays in the raw item.
+
+    `img_path` is a path under the store, with one leading slash as the legacy feeder writes it.
+    """
+
+    img_path: str
+    img_url: str
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """One attempt that gave no image. `status` is the HTTP code, or None when there was none."""
+
+    kind: FailureKind
+    message: str
+    status: int | None = None
+    retry_after_s: float | None = None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt can heal it."""
+        if self.kind is FailureKind.HTTP_STATUS:
+            return self.status in _RETRYABLE_STATUSES
+        return self.kind.retryable
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """One attempt that put a whole image into the store. `format` is Pillow's name for it."""
+
+    path: str
+    format: str
+    size_bytes: int
+
+
+Outcome = Stored | Failure
+
+
+class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a session says of itself in each heartbeat; the value of `…:dl:workers`.
+
+    Counts are since the session began, rates over its last few seconds.
+    """
+
+    host: str
+    pid: int
+    started_ms: int
+    at_ms: int = 0
+    state: str = "running"
+    stored: int = 0
+    failed: int = 0
+    kinds: dict[str, int] = {}
+    in_flight: int = 0
+    fetching: int = 0
+    bytes: int = 0
+    stored_per_s: float = 0.0
+    failed_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+    concurrency: int = 0
+    engine: str = "curl"
+    version: str = ""
+
+
+class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One host as its workers see it; the value of `…:dl:hosts`. `ip` links it to the legacy hash."""
+
+    ip: str
+    at_ms: int
+    store: str = ""
+    disk_total_bytes: int = 0
+    disk_used_bytes: int = 0
+    disk_free_bytes: int = 0
+    inodes_total: int = 0
+    inodes_free: int = 0
+    cpu_percent: float = 0.0
+    cpus: int = 0
+    mem_total_bytes: int = 0
+    mem_used_bytes: int = 0
+    net_sent_per_s: float = 0.0
+    net_recv_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Where all tasks are, taken in one script: the invariant
+    `fed = queued + in_flight + delayed + stored + failed` can be checked on it.
+
+    `fed` is 0 on a fleet whose feeders are legacy: they do not count.
+    """
+
+    queued: int = 0
+    in_flight: int = 0
+    delayed: int = 0
+    stored: int = 0
+    failed: int = 0
+    fed: int = 0
+    error_list: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that have no final outcome yet."""
+        return self.queued + self.in_flight + self.delayed
+
+    @property
+    def done(self) -> int:
+        """Tasks with a final outcome."""
+        return self.stored + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Speeds over the last seconds, from the counters, so legacy workers are in them.
+
+    None where nothing can be said yet. `bytes_per_s` is what sessions report: legacy workers do not.
+    """
+
+    stored_per_s: float | None = None
+    failed_per_s: float | None = None
+    bytes_per_s: float | None = None
+    success_ratio: float | None = None
+    finish_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session with what the lease says of it. `lease_ms` is what is left; negative: run out."""
+
+    id: str
+    stats: SessionStats
+    lease_ms: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether its lease still holds."""
+        return self.lease_ms > 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host, joined from the legacy disk hash, our host records and our sessions.
+
+    `stats` is None on a host that runs legacy scripts only; then just `disk_used_bytes` is known,
+    in whole GiB, and `seen_ms` is None, because the legacy hash carries no time.
+    """
+
+    name: str
+    ip: str
+    disk_used_bytes: int | None
+    disk_total_bytes: int | None
+    seen_ms: int | None
+    sessions: int
+    stored_per_s: float
+    bytes_per_s: float
+    stats: HostStats | None = None
+
+    @property
+    def disk_ratio(self) -> float | None:
+        """Used of total, 0 to 1; None where the total is not known."""
+        if not self.disk_total_bytes or self.disk_used_bytes is None:
+            return None
+        return self.disk_used_bytes / self.disk_total_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """One point of the fleet's history stream, every 10 s."""
+
+    at_ms: int
+    stored: int
+    failed: int
+    queued: int
+    bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RedisInfo:
+    """The server: what it is and what is unsafe about it. `max_bytes` 0 means no limit."""
+
+    version: str = ""
+    used_bytes: int = 0
+    max_bytes: int = 0
+    policy: str = ""
+    aof: bool = False
+    role: str = "master"
+    clients: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The fleet-wide pause: who asked for it, why, and when."""
+
+    by: str
+    why: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """One immutable picture of the fleet. `unreadable` counts records that were not ours to parse."""
+
+    dataset: str
+    at_ms: int
+    counts: Counts
+    rates: Rates
+    hosts: tuple[HostView, ...]
+    sessions: tuple[SessionView, ...]
+    history: tuple[HistoryPoint, ...]
+    redis: RedisInfo
+    pause: Pause | None = None
+    unreadable: int = 0

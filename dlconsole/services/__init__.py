@@ -1,0 +1,1 @@
+"""Everything that talks to Redis, to processes or to files on someone's behalf."""

@@ -1,0 +1,108 @@
+"""Every Redis key of a dataset: its name, type and meaning. Nothing else spells a key.
+
+The legacy keys are shared with fleets that still run the scripts; their names, types and meaning
+are fixed. Ours begin with `{<ds>_task}:dl:`: the braces are a Redis Cluster hash tag, so that they
+share the slot of the brace-less `<ds>_task`, and one script may touch both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+LEGACY_DISK: Final = "tongji_worker_disk"
+"""HASH, one for all datasets: host IP with `_` for `.` → used GiB, an integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one dataset."""
+
+    dataset: str
+
+    # -- shared with the legacy scripts ----------------------------------------------------
+
+    @property
+    def task(self) -> str:
+        """LIST, the queue: producers `LPUSH`, workers take from the right."""
+        return f"{self.dataset}_task"
+
+    @property
+    def error(self) -> str:
+        """LIST of failed tasks: workers `LPUSH`, drainers take from the right."""
+        return f"{self.dataset}_task_error"
+
+    @property
+    def stored(self) -> str:
+        """STRING, how many tasks were stored."""
+        return f"{self.dataset}_tongji_succ"
+
+    @property
+    def failed(self) -> str:
+        """STRING, how many tasks failed for good."""
+        return f"{self.dataset}_tongji_error"
+
+    @property
+    def fed(self) -> str:
+        """STRING, how many tasks were ever fed; legacy feeders leave it alone."""
+        return f"{self.dataset}_tongji_all"
+
+    # -- ours ------------------------------------------------------------------------------
+
+    @property
+    def _prefix(self) -> str:
+        return f"{{{self.dataset}_task}}:dl:"
+
+    @property
+    def lease(self) -> str:
+        """ZSET: session id → lease deadline, ms of the server's clock."""
+        return self._prefix + "lease"
+
+    @property
+    def sessions(self) -> str:
+        """SET of every session that may still own an in-flight hash."""
+        return self._prefix + "sess"
+
+    @property
+    def in_flight_prefix(self) -> str:
+        """What `in_flight` begins with; scripts append a session id."""
+        return self._prefix + "if:"
+
+    def in_flight(self, session_id: str) -> str:
+        """HASH: `<batch>:<i>` → the raw item; `_last` → the newest batch's number."""
+        return self.in_flight_prefix + session_id
+
+    @property
+    def delayed(self) -> str:
+        """ZSET: `<id>:<raw item>` → when the retry is due, ms."""
+        return self._prefix + "delayed"
+
+    @property
+    def crash(self) -> str:
+        """HASH: digest of an item → how often a session died holding it."""
+        return self._prefix + "crash"
+
+    @property
+    def workers(self) -> str:
+        """HASH: session id → `SessionStats` as JSON, overwritten each heartbeat."""
+        return self._prefix + "workers"
+
+    @property
+    def hosts(self) -> str:
+        """HASH: host name → `HostStats` as JSON."""
+        return self._prefix + "hosts"
+
+    @property
+    def control(self) -> str:
+        """HASH: `paused`, `by`, `why`, `at`: the fleet-wide pause."""
+        return self._prefix + "control"
+
+    @property
+    def history(self) -> str:
+        """STREAM: one point every 10 s for 24 h, capped."""
+        return self._prefix + "history"
+
+    @property
+    def history_turn(self) -> str:
+        """STRING with a TTL: whoever sets it writes the next history point."""
+        return self._prefix + "history:turn"

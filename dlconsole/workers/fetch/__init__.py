@@ -1,0 +1,1 @@
+"""The fetch engine, and the guard over the addresses it may connect to."""
