@@ -14,10 +14,11 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -33,13 +34,29 @@ from pydantic_settings import (
 
 from dlconsole.errors import ConfigError
 from dlconsole.model import DATASET_RULE, is_dataset_name
-from dlconsole.units import parse_bytes, parse_seconds
+from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
 
 ENV_PREFIX: Final = "DLCONSOLE_"
 _NESTED: Final = "__"
+_CONTEXT_LAYER: Final = "context "
 
 Colour = Literal["default", "red", "orange", "yellow", "green", "cyan", "blue", "magenta"]
-REDIS_RULE: Final = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///path/to/socket"
+_REDIS_OPTIONS: Final = (
+    "db",
+    "username",
+    "password",
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+)
+REDIS_RULE: Final = (
+    "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///path/to/socket, with user and password as "
+    f"USER:PASSWORD@ (their special characters as %XX) and options ?name=value of {', '.join(_REDIS_OPTIONS)}"
+)
+PROXY_RULE: Final = "http://HOST:PORT, https://HOST:PORT or socks5h://HOST:PORT"
 _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a relative path with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
@@ -57,12 +74,18 @@ def _check_redis_url(url: str) -> str:
         return url
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        usable = False
+        # '#' and a second '@' are a password's that was not written as %XX: it would be shown.
+        usable = parts.port != 0 and not parts.fragment and "@" not in parts.path + parts.query
+        options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        raise ValueError(f"expected {REDIS_RULE}") from None
+    if parts.scheme == "unix":
+        usable = usable and parts.path.startswith("/")
     else:
-        usable = usable or (parts.scheme == "unix" and bool(parts.path))
-    if not usable:
+        database = parts.path.strip("/")
+        usable = usable and parts.scheme in {"redis", "rediss"} and bool(parts.hostname)
+        usable = usable and (not database or (database.isascii() and database.isdecimal()))
+    if not usable or not options <= set(_REDIS_OPTIONS) or not url.isprintable():
         raise ValueError(f"expected {REDIS_RULE}")
     return url
 
@@ -75,19 +98,43 @@ def _check_dataset(name: str) -> str:
 
 def _check_template(template: str) -> str:
     try:
-        filled = template.format_map(dict.fromkeys(_TEMPLATE_FIELDS, "x"))
-    except (KeyError, ValueError, IndexError, AttributeError):
+        pieces = list(Formatter().parse(template))
+    except ValueError:
         raise ValueError(f"expected {TEMPLATE_RULE}") from None
-    parts = filled.lstrip("/").split("/")
-    if "{sha256}" not in template or any(p in {"", ".", ".."} for p in parts) or not filled.isprintable():
+    fields = [(name, spec, conversion) for _, name, spec, conversion in pieces if name is not None]
+    plain = all(name in _TEMPLATE_FIELDS and not spec and not conversion for name, spec, conversion in fields)
+    filled = "".join(text + ("x" if name is not None else "") for text, name, _, _ in pieces)
+    usable = plain and any(name == "sha256" for name, _, _ in fields) and filled.isprintable()
+    if not usable or any(part in {"", ".", ".."} for part in filled.removeprefix("/").split("/")):
         raise ValueError(f"expected {TEMPLATE_RULE}")
     return template
 
 
 def _check_proxy(url: str) -> str:
-    if url and (urlsplit(url).scheme not in {"http", "https", "socks5h"} or not urlsplit(url).hostname):
-        raise ValueError("expected http://HOST:PORT, https://HOST:PORT or socks5h://HOST:PORT")
+    if not url:
+        return url
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0 and parts.scheme in {"http", "https", "socks5h"} and bool(parts.hostname)
+        usable = usable and not parts.query and not parts.fragment and parts.path in {"", "/"}
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable():
+        raise ValueError(f"expected {PROXY_RULE}, with user and password as USER:PASSWORD@")
     return url
+
+
+def _check_user_agent(text: str) -> str:
+    if not (1 <= len(text) <= 400 and text.isascii() and text.isprintable()):
+        raise ValueError("expected 1 to 400 printable ASCII characters")
+    return text
+
+
+def _check_ip(text: str) -> str:
+    try:
+        return str(ip_address(text)) if text else text
+    except ValueError:
+        raise ValueError("expected an address such as '10.1.2.3'") from None
 
 
 def _split_list(value: object) -> object:
@@ -101,14 +148,31 @@ def _check_network(text: str) -> str:
         raise ValueError("expected a network such as '10.0.0.0/8' or 'fd00::/8'") from None
 
 
-def _expand(path: Path) -> Path:
-    return path.expanduser()
+def _absolute(value: object) -> object:
+    """A folder, `~` expanded; a relative one is taken from where the program was started."""
+    if not isinstance(value, (str, Path)):
+        return value
+    if not str(value) or not str(value).isprintable():
+        raise ValueError("expected a path")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("expected a path; this ~user has no home directory") from None
 
+
+_RULES: Final[dict[object, str]] = {
+    parse_seconds: f"{SECONDS_RULE};",
+    parse_bytes: f"{BYTES_RULE};",
+    _check_redis_url: REDIS_RULE,
+    _check_proxy: PROXY_RULE,
+    _check_dataset: DATASET_RULE,
+    _check_template: TEMPLATE_RULE,
+}
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Count = Annotated[int, BeforeValidator(_not_bool)]
-Folder = Annotated[Path, AfterValidator(_expand)]
+Folder = Annotated[Path, BeforeValidator(_absolute)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Dataset = Annotated[str, AfterValidator(_check_dataset)]
 Networks = Annotated[
@@ -136,7 +200,7 @@ class ContextSettings(_Section):
 class WorkerSettings(_Section):
     """`[worker]`: the headless downloaders."""
 
-    store_dir: Folder = Path("store")
+    store_dir: Folder = Field(default_factory=lambda: Path("store").absolute())
     """Folder that the images go to; each task's path is taken from here."""
     processes: Count = Field(default=1, ge=1, le=256)
     """Worker processes on this host."""
@@ -152,7 +216,7 @@ class WorkerSettings(_Section):
     """How long running fetches may still take after SIGTERM; the rest goes back to the queue."""
     host_name: str = ""
     """The name this host goes by; empty: its host name."""
-    host_ip: str = ""
+    host_ip: Annotated[str, AfterValidator(_check_ip)] = ""
     """The address it goes by in the legacy disk hash; empty: the one that reaches Redis."""
 
 
@@ -167,10 +231,12 @@ class FetchSettings(_Section):
     """Largest body that is stored; more is `too_large`."""
     max_redirects: Count = Field(default=5, ge=0, le=20)
     """Most redirects followed."""
-    user_agent: str = Field(default="dlconsole (dataset downloader)", pattern=r"^[ -~]{1,400}$")
+    user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "dlconsole (dataset downloader)"
     """What the worker calls itself; name a contact here."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
     """Forward proxy for every fetch; empty: none. Proxy variables of the environment are ignored."""
+    ca_file: Folder | None = None
+    """File of certificate authorities to trust for https; none: certifi's."""
     allow_networks: Networks = ()
     """Networks that may be fetched from although they are not public."""
 
@@ -180,7 +246,7 @@ class FeedSettings(_Section):
 
     path_template: Annotated[str, AfterValidator(_check_template)] = "/{ds}/images/{sha256}.jpg"
     """Where an image goes; {ab} and {cd} are the first and second two characters of {sha256}."""
-    block: Count = Field(default=5000, ge=1, le=100_000)
+    block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
     """Longer lines are refused as bad rows."""
@@ -229,7 +295,7 @@ class Settings(BaseSettings):
     """Where the own Redis keeps its data, and logs go."""
     contexts: dict[str, ContextSettings] = {}
     """Named connections."""
-    worker: WorkerSettings = WorkerSettings()
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
     fetch: FetchSettings = FetchSettings()
     feed: FeedSettings = FeedSettings()
     console: ConsoleSettings = ConsoleSettings()
@@ -279,11 +345,9 @@ def xdg_dir(variable: str, fallback: str) -> Path:
 
 def config_path(explicit: Path | None = None) -> Path:
     """The TOML file: `--config`, else `$DLCONSOLE_CONFIG`, else the XDG place."""
-    if explicit is not None:
-        return explicit.expanduser()
-    named = os.environ.get(ENV_PREFIX + "CONFIG")
+    named = explicit or os.environ.get(ENV_PREFIX + "CONFIG")
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))  # an unknown ~user stays: then there is no such file
     return xdg_dir("XDG_CONFIG_HOME", ".config") / "config.toml"
 
 
@@ -306,11 +370,15 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     for layer in layers:
         _merge(merged, layer.values)
         origins.update({key: layer.name for key, _ in layer.leaves()})
+    for name in merged:
+        if name.startswith("_"):  # BaseSettings would take these for options of its own
+            source = next(layer.name for layer in layers if name in layer.values)
+            raise ConfigError(f"{source}: unknown key '{name}'{_did_you_mean(name, Settings.model_fields)}")
     try:
         settings = Settings(**merged)
     except ValidationError as error:
         lines = [_explain(detail, layers) for detail in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigError("\n".join(dict.fromkeys(filter(None, lines)))) from None
     warnings = _warnings(path, file_values, flags or {})
     return Loaded(settings, origins, path, file_values is not None, warnings)
 
@@ -326,7 +394,7 @@ def mask_url(url: str) -> str:
     if password is not None:
         netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
     query = "&".join(
-        f"{item.partition('=')[0]}=***" if "pass" in item.partition("=")[0].lower() else item
+        f"{item.partition('=')[0]}=***" if "pass" in unquote(item.partition("=")[0]).lower() else item
         for item in parts.query.split("&")
     )
     return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
@@ -348,14 +416,14 @@ def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, numbers without end
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
 def _read_environment() -> dict[str, Any]:
-    known = {_variable(key) for key in _known_keys()} | {ENV_PREFIX + "CONFIG", ENV_PREFIX + "CONTEXTS"}
+    known = {_variable(key) for key in _known_keys()} | {ENV_PREFIX + "CONFIG"}
     for name in os.environ:
-        if not name.startswith(ENV_PREFIX) or name in known or name.startswith(ENV_PREFIX + "CONTEXTS__"):
+        if not name.startswith(ENV_PREFIX) or name in known or _context_variable(name):
             continue
         raise ConfigError(f"environment: unknown variable {name}{_did_you_mean(name, known)}")
     # As text, not through EnvSettingsSource's JSON decoding: a wrong value then fails validation,
@@ -367,10 +435,17 @@ def _read_environment() -> dict[str, Any]:
         if text is not None:
             _put(values, key, text)
     for name, text in os.environ.items():
-        if name.startswith(ENV_PREFIX + "CONTEXTS__") and name.count(_NESTED) == 2:
-            _, context, field = name.split(_NESTED)
-            _put(values, f"contexts.{context.lower()}.{field.lower()}", text)
+        if found := _context_variable(name):
+            _put(values, f"contexts.{found[0].lower()}.{found[1].lower()}", text)
     return values
+
+
+def _context_variable(name: str) -> tuple[str, str] | None:
+    """(PROD, REDIS) of DLCONSOLE_CONTEXTS__PROD__REDIS."""
+    head, *parts = name.split(_NESTED)
+    if head != ENV_PREFIX + "CONTEXTS" or len(parts) != 2 or not all(parts):
+        return None
+    return parts[0], parts[1]
 
 
 def _variable(key: str) -> str:
@@ -396,24 +471,24 @@ def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_context(layers: list[_Layer]) -> list[_Layer]:
     """Insert the chosen context's values below the layer that chose it."""
-    chooser = next((layer for layer in reversed(layers) if layer.values.get("context")), None)
-    if chooser is None:
+    chooser = next((layer for layer in reversed(layers) if "context" in layer.values), None)
+    name = chooser.values["context"] if chooser else ""
+    if chooser is None or not name or not isinstance(name, str):  # '' is «none»; validation refuses the rest
         return layers
-    name = chooser.values["context"]
-    found: dict[str, Any] = {}
-    for layer in layers:
-        contexts = layer.values.get("contexts")
-        if isinstance(contexts, dict) and isinstance(contexts.get(name), dict):
-            _merge(found, contexts[name])
-    if not found:
-        names = sorted({n for la in layers if isinstance(c := la.values.get("contexts"), dict) for n in c})
+    tables = [c for layer in layers if isinstance(c := layer.values.get("contexts"), dict)]
+    if not any(name in contexts for contexts in tables):
+        names = sorted({known for contexts in tables for known in contexts})
         known = ", ".join(names) if names else "none is defined; add [contexts.NAME] to the config file"
         raise ConfigError(f"{chooser.name}: unknown context {name!r}; accepted: {known}")
+    found: dict[str, Any] = {}
+    for contexts in tables:
+        if isinstance(contexts.get(name), dict):
+            _merge(found, contexts[name])
     values = {key: value for key, value in found.items() if key in ContextSettings.model_fields}
     index = layers.index(chooser)
     if chooser is layers[0]:  # the file's own top-level values give way to its context
-        return [chooser, _Layer(f"context {name}", values), *layers[1:]]
-    return [*layers[:index], _Layer(f"context {name}", values), *layers[index:]]
+        return [chooser, _Layer(_CONTEXT_LAYER + name, values), *layers[1:]]
+    return [*layers[:index], _Layer(_CONTEXT_LAYER + name, values), *layers[index:]]
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -440,7 +515,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _explain(detail: ErrorDetails, layers: list[_Layer]) -> str:
-    """One validation error as `source: key: what is accepted`. Never shows the value: it may be secret."""
+    """One validation error as `source: key: what is accepted`. Never shows the value: it may be secret.
+
+    '' for what a context supplies: it is refused once, where it is written, under contexts.NAME.
+    """
     location = [str(part) for part in detail["loc"] if part != "[key]"]
     field, model = _field_at(location)
     depth = len(location)
@@ -449,13 +527,17 @@ def _explain(detail: ErrorDetails, layers: list[_Layer]) -> str:
         field, model = _field_at(location[:depth])
     key = ".".join(location[:depth])
     source = next((la.name for la in reversed(layers) if _has(la.values, location[:depth])), "settings")
+    if source.startswith(_CONTEXT_LAYER):
+        return ""
     name = _variable(key) if source == "environment" else key
     if detail["type"] == "extra_forbidden":
         accepted = sorted(model.model_fields) if model else []
         return f"{source}: unknown key '{name}'{_did_you_mean(location[-1], accepted)}"
     rule = detail["msg"].removeprefix("Value error, ").removeprefix("expected ")
-    if detail["type"] != "value_error":
-        rule = _accepted(field) or detail["msg"]
+    if detail["type"] in {"dict_type", "model_type"}:
+        rule = "a table"
+    elif detail["type"] != "value_error" or (field and any(isinstance(m, Le) for m in field.metadata)):
+        rule = _accepted(field) or rule.removeprefix("Input should be ")
     return f"{source}: key '{name}': accepted: {rule}"
 
 
@@ -488,20 +570,21 @@ def _accepted(field: FieldInfo | None) -> str:
     """What a field takes, in words, from its type and its bounds."""
     if field is None:
         return ""
-    annotation = field.annotation
+    annotation, metadata = field.annotation, list(field.metadata)
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
+        annotation, *inner = typing.get_args(annotation)
+        metadata += inner
     if typing.get_origin(annotation) is Literal:
         return ", ".join(repr(value) for value in typing.get_args(annotation))
     if annotation is bool:
         return "true or false"
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
-        return "a table"
-    low = next((m.ge for m in field.metadata if isinstance(m, Ge)), None)
-    high = next((m.le for m in field.metadata if isinstance(m, Le)), None)
+    low = next((m.ge for m in metadata if isinstance(m, Ge)), None)
+    high = next((m.le for m in metadata if isinstance(m, Le)), None)
     noun = {int: "a whole number", float: "a number", str: "text", Path: "a path"}.get(annotation, "")  # type: ignore[arg-type]
+    checks = [m.func for m in metadata if isinstance(m, (BeforeValidator, AfterValidator))]
+    noun = next((_RULES[check] for check in checks if check in _RULES), noun)
     if low is not None and high is not None:
         return f"{noun} from {low} to {high}"
     return f"{noun} above 0 and up to {high}" if high is not None else noun
@@ -516,7 +599,7 @@ def _did_you_mean(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _has_password(url: object) -> bool:
-    return isinstance(url, str) and "://" in url and mask_url(url) != url
+    return isinstance(url, str) and "://" in url and "***" in mask_url(url)
 
 
 def _warnings(path: Path, file_values: dict[str, Any] | None, flags: Mapping[str, Any]) -> tuple[str, ...]:

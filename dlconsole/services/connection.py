@@ -55,7 +55,6 @@ def _options(name: str) -> dict[str, Any]:
         "protocol": 2,  # the same reply types on every server from 6.2 on, Valkey included
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": COMMAND_TIMEOUT_S,
-        "socket_keepalive": True,
     }
 
 

@@ -1,1 +1,1 @@
-"""The fetch engine, and the guard over the addresses it may connect to."""
+"""Fetching: the engine, the guard over the addresses it may connect to, and what URLs it takes."""

@@ -1,0 +1,84 @@
+"""Headless downloaders: claim tasks, fetch, check, store, report. No terminal needed.
+
+SIGTERM, SIGINT or SIGHUP ends them cleanly: nothing more is claimed, running fetches may finish
+within the drain deadline, the rest goes back to the queue. A second signal ends them at once.
+
+example:
+  dlconsole --worker --processes 4 --concurrency 128 --store /data --redis redis://10.0.0.5/0
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from types import FrameType
+
+from dlconsole.cli import load_settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments; a `dest` with a dot is a settings key."""
+    work = parser.add_argument_group("work")
+    work.add_argument("--processes", dest="worker.processes", metavar="N", help="worker processes (1)")
+    work.add_argument(
+        "--concurrency", dest="worker.concurrency", metavar="N", help="fetches at once in each process (64)"
+    )
+    work.add_argument("--store", dest="worker.store_dir", metavar="DIR", help="where images go (./store)")
+    work.add_argument("--until-empty", action="store_true", help="end when the queue is empty")
+    limits = parser.add_argument_group("limits of one fetch")
+    limits.add_argument("--deadline", dest="fetch.deadline_s", metavar="TIME", help="whole fetch (30s)")
+    limits.add_argument(
+        "--connect-timeout", dest="fetch.connect_timeout_s", metavar="TIME", help="DNS, TCP and TLS (10s)"
+    )
+    limits.add_argument("--max-bytes", dest="fetch.max_bytes", metavar="SIZE", help="largest body (32MiB)")
+    limits.add_argument("--max-redirects", dest="fetch.max_redirects", metavar="N", help="most redirects (5)")
+    limits.add_argument(
+        "--allow-network",
+        dest="fetch.allow_networks",
+        action="append",
+        metavar="CIDR",
+        help="fetch also from this network, which is not public; may be given several times",
+    )
+    limits.add_argument("--proxy", dest="fetch.proxy", metavar="URL", help="forward proxy for every fetch")
+    limits.add_argument(
+        "--ca-file", dest="fetch.ca_file", metavar="FILE", help="certificate authorities to trust for https"
+    )
+    limits.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="name a contact here")
+    ending = parser.add_argument_group("ending")
+    ending.add_argument(
+        "--drain", dest="worker.drain_s", metavar="TIME", help="how long running fetches may take (20s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Supervise the workers until they end; 0 when all ended as they should."""
+    from dlconsole import log
+    from dlconsole.services import embedded
+    from dlconsole.services.connection import describe
+    from dlconsole.services.supervisor import WorkerGroup
+
+    loaded = load_settings(args)
+    logger = log.configure(loaded.settings.log)
+    settings = embedded.resolve(loaded.settings)
+    logger.info(
+        "starting",
+        redis=describe(loaded.settings),
+        dataset=settings.dataset,
+        processes=settings.worker.processes,
+        store=str(settings.worker.store_dir.absolute()),
+    )
+    group = WorkerGroup(settings, logger, until_empty=args.until_empty)
+    asked = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        group.stop(signal="kill" if asked.is_set() else "terminate")
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, handle)
+    while not group.ended and not asked.is_set():
+        group.tend()
+        asked.wait(0.2)
+    group.wait()
+    return 1 if group.failed else 0

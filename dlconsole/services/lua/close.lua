@@ -1,0 +1,38 @@
+-- End a session: what it still has in flight goes back to the tail in its order; drop its lease.
+--
+-- KEYS[1]  LIST  queue
+-- KEYS[2]  HASH  in flight  '<batch>:<i>' -> raw item
+-- KEYS[3]  ZSET  lease
+-- KEYS[4]  SET   sessions
+-- KEYS[5]  HASH  workers
+-- ARGV     sid
+-- Returns  how many items went back
+--
+-- Safe to repeat: the second time there is no in-flight hash. The type is checked before anything
+-- moves, and the hash is deleted before the pushes, so it runs even when Redis is out of memory.
+
+local found = redis.call('TYPE', KEYS[1]).ok
+if found ~= 'list' and found ~= 'none' then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' is a ' .. found .. ', expected a list')
+end
+
+local held = redis.call('HGETALL', KEYS[2])
+local items = {}
+for i = 1, #held, 2 do
+  local batch, index = string.match(held[i], '^(%d+):(%d+)$')
+  if batch then
+    items[#items + 1] = {tonumber(batch), tonumber(index), held[i + 1]}
+  end
+end
+-- The first claimed is pushed last, so that it is the next to be taken.
+table.sort(items, function(a, b)
+  if a[1] ~= b[1] then return a[1] > b[1] end
+  return a[2] > b[2]
+end)
+
+redis.call('DEL', KEYS[2])
+for i = 1, #items do redis.call('RPUSH', KEYS[1], items[i][3]) end
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('SREM', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[5], ARGV[1])
+return #items

@@ -1,0 +1,176 @@
+"""The queue as a worker's session sees it: open, claim, ack, renew, close.
+
+Every call is one script (`lua/`), and every script is safe to repeat, so after a lost connection the
+caller simply calls again with the same arguments. Errors of the server come as RedisUnavailable
+(pause, try again) or RedisUnusable (a person must act).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import redis
+
+from dlconsole.errors import FencedError
+from dlconsole.model import STATUS_NONE, Failure, SessionStats, Task
+from dlconsole.services.connection import translated
+from dlconsole.services.keys import Keys
+from dlconsole.services.scripts import script
+
+SENTINEL: Final = b"stop_this_task"
+"""What a legacy list item contains that tells one worker to stop."""
+
+_TASK: Final = msgspec.json.Decoder(Task)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+_STATS: Final = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An item in flight: its field in the in-flight hash, and its bytes exactly as they were fed."""
+
+    field: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One claimed batch. `paused`: the fleet is paused. `stop`: a legacy sentinel was consumed."""
+
+    items: tuple[Claimed, ...]
+    paused: bool = False
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What an ack counted. `fenced`: the lease has run out, whatever else is held is lost."""
+
+    stored: int
+    failed: int
+    fenced: bool
+
+
+def new_session_id(host: str) -> str:
+    """An id that no other session ever has, which begins with the host's name."""
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', host)[:64]}-{secrets.token_hex(6)}"
+
+
+def decode_task(raw: bytes) -> Task | None:
+    """The task in a list item, or None where the item is not one."""
+    try:
+        return _TASK.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # ValidationError is a DecodeError
+        return None
+
+
+def error_item(raw: bytes, failure: Failure) -> bytes:
+    """The error list's item: the task's own object plus `status` and `error_msg`, as legacy writes it.
+
+    Unknown keys reappear as they were. An item that is not a JSON object is wrapped as `{"raw": …}`.
+    """
+    tail: dict[str, Any] = {
+        "status": STATUS_NONE if failure.status is None else failure.status,
+        "error_msg": f"{failure.kind}: {failure.message}",
+    }
+    body = raw.strip()
+    try:
+        fields = _OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return json.dumps({"raw": raw.decode("utf-8", "backslashreplace")} | tail).encode()
+    if fields.keys().isdisjoint(tail):  # the usual case: keep every byte of the task
+        joint = b", " if fields else b""
+        return body[:-1] + joint + json.dumps(tail).encode()[1:]
+    return json.dumps(fields | tail).encode()
+
+
+class Session:
+    """One worker process's life in the queue. Not thread-safe: one thread owns it.
+
+    `lease_s` is how long it may be silent; every claim, ack and renewal starts that time anew.
+    """
+
+    def __init__(
+        self, client: redis.Redis, keys: Keys, session_id: str, *, lease_s: float, url: str, batch: int = 0
+    ) -> None:
+        """`batch` is where batch numbers go on from: a process that begins a second session passes
+        the last one's, so that no field ever names two items.
+        """
+        self.id = session_id
+        self._client = client
+        self._keys = keys
+        self._in_flight = keys.in_flight(session_id)
+        self._ttl_ms = round(lease_s * 1000)
+        self._url = url
+        self.batch = batch
+        self._claim_count = 0
+        self._claim_answered = True
+
+    def open(self) -> int:
+        """Register and take a lease; the server's clock in ms."""
+        return int(self._run("open", [self._keys.lease, self._keys.sessions], self.id, self._ttl_ms))
+
+    def claim(self, count: int) -> Claim:
+        """Take up to `count` tasks. Raises FencedError.
+
+        After an error, the next call asks for the same batch again, at its own size, so a lost reply
+        costs nothing.
+        """
+        if self._claim_answered:
+            self.batch += 1
+            self._claim_count = count
+            self._claim_answered = False
+        batch = str(self.batch)
+        keys = [self._keys.task, self._keys.lease, self._in_flight, self._keys.control]
+        code, stop, *values = self._run("claim", keys, self.id, batch, self._claim_count, self._ttl_ms)
+        self._claim_answered = True
+        if code == b"FENCED":
+            raise FencedError(f"session {self.id}: its lease has run out")
+        if code == b"REPLAY":
+            pairs = zip(values[::2], values[1::2], strict=True)
+            items = tuple(Claimed(f"{batch}:{index.decode()}", raw) for index, raw in pairs)
+        else:
+            items = tuple(Claimed(f"{batch}:{i}", raw) for i, raw in enumerate(values))
+        return Claim(items, paused=code == b"PAUSED", stop=stop == 1)
+
+    def ack(self, stored: Sequence[str], failed: Iterable[tuple[str, bytes]]) -> Counted:
+        """Count tasks by their fields; failed ones come with their error item."""
+        pairs = [part for pair in failed for part in pair]
+        keys = [
+            self._in_flight,
+            self._keys.stored,
+            self._keys.failed,
+            self._keys.error,
+            self._keys.lease,
+        ]
+        code, n_stored, n_failed = self._run("ack", keys, self.id, self._ttl_ms, len(stored), *stored, *pairs)
+        return Counted(n_stored, n_failed, fenced=code == b"FENCED")
+
+    def renew(self, stats: SessionStats) -> int:
+        """Renew the lease and publish statistics; the server's clock in ms. Raises FencedError."""
+        keys = [self._keys.lease, self._keys.workers]
+        code, now_ms = self._run("renew", keys, self.id, self._ttl_ms, _STATS.encode(stats))
+        if code == b"FENCED":
+            raise FencedError(f"session {self.id}: its lease has run out")
+        return int(now_ms)
+
+    def close(self) -> int:
+        """Give back what is in flight, in its order, and drop the lease; how many went back."""
+        keys = [
+            self._keys.task,
+            self._in_flight,
+            self._keys.lease,
+            self._keys.sessions,
+            self._keys.workers,
+        ]
+        return int(self._run("close", keys, self.id))
+
+    def _run(self, name: str, keys: list[str], *args: str | bytes | int) -> Any:
+        with translated(self._url):
+            return script(name).run(self._client, keys, *args)

@@ -1,0 +1,75 @@
+"""The entry of one worker process: `python -m dlconsole.workers.child`, started by the supervisor.
+
+Its order comes as one JSON line on standard input, so that no password stands in the process list.
+The pipe stays open; when it ends, the supervisor is gone, and the worker drains and ends as well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Final
+
+import msgspec
+
+from dlconsole import log
+from dlconsole.errors import DlconsoleError
+from dlconsole.services.supervisor import EXIT_UNUSABLE, Order
+from dlconsole.settings import Settings
+from dlconsole.workers.downloader import Downloader
+
+_EXIT_AT_ONCE: Final = 130
+
+
+def main() -> int:
+    """Run one worker; 0: ended as it should, EXIT_UNUSABLE: a person must act, else: a fault."""
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    settings = Settings.model_validate_json(order.settings)
+    logger = log.configure(settings.log, worker=order.index, pid=os.getpid())
+    try:
+        downloader = Downloader(settings, logger, until_empty=order.until_empty)
+    except DlconsoleError as error:
+        logger.error("worker cannot start", error=str(error))
+        return EXIT_UNUSABLE
+    _stop_on_signals(downloader)
+    _stop_with_supervisor(downloader)
+    try:
+        return 0 if downloader.run() else 1
+    except DlconsoleError as error:
+        logger.error("worker cannot go on", error=str(error))
+        return EXIT_UNUSABLE
+    except Exception:
+        logger.exception("worker failed")
+        return 1
+
+
+def _stop_on_signals(downloader: Downloader) -> None:
+    """The first signal drains; a second one ends at once, and what was claimed stays claimed."""
+    asked = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(_EXIT_AT_ONCE)
+        asked = True
+        downloader.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, handle)
+
+
+def _stop_with_supervisor(downloader: Downloader) -> None:
+    def watch() -> None:
+        # The descriptor itself: a thread that holds the buffered reader's lock would break the exit.
+        while os.read(0, 4096):
+            pass
+        downloader.request_stop()
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

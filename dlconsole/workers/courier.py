@@ -1,0 +1,322 @@
+"""The worker's thread for Redis: claims ahead, acks in batches, keeps the lease, reports.
+
+It shares with the fetch loop two deques (tasks in, reports out), one flag that the session was
+replaced, and nothing else. Redis going away stops neither: the loop works through what it has, and
+the courier tries again with growing pauses until the server is back.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import msgspec
+import redis
+
+from dlconsole.errors import FencedError, RedisUnavailable
+from dlconsole.log import Logger
+from dlconsole.model import HistoryPoint, SessionStats
+from dlconsole.services import history, hosts
+from dlconsole.services.connection import connect, translated
+from dlconsole.services.keys import Keys
+from dlconsole.services.queue import Claimed, Session, new_session_id
+from dlconsole.services.scripts import script
+from dlconsole.settings import Settings
+from dlconsole.workers.tally import Tally
+
+LINGER_S: Final = 0.1
+"""How long a report may wait for others to share its ack."""
+_IDLE_CLAIM_S: Final = 0.5
+"""How long to wait before asking an empty or paused queue again."""
+_MAX_BACKOFF_S: Final = 5.0
+_MAX_SUMMED: Final = 2000
+"""Sessions whose speeds a history point adds up; a larger fleet's point has this session's only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A task's end: its field, the session it was claimed in, and the error item where it failed."""
+
+    field: str
+    epoch: int
+    error_item: bytes | None
+
+
+class Ending(Enum):
+    """Why no more tasks come."""
+
+    NONE = "more may come"
+    STOPPED = "asked to stop"
+    SENTINEL = "a stop sentinel was taken from the queue"
+    EMPTY = "the queue is empty"
+    FAILED = "it cannot go on"
+
+
+class Courier:
+    """See above. The fetch loop takes from `tasks`, calls `report`, and reads `ending`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tally: Tally,
+        log: Logger,
+        *,
+        until_empty: bool,
+        wake_loop: Callable[[], None],
+        fetching: Callable[[], int],
+    ) -> None:
+        self.tasks: deque[Claimed] = deque()
+        self.ending = Ending.NONE
+        self.failure: Exception | None = None
+        """Why the thread ended before its time."""
+        self.epoch = 0
+        """Counts sessions: tasks and reports of an earlier one are void."""
+        self.state = "running"
+        self._settings = settings
+        self._keys = Keys(settings.dataset)
+        self._tally = tally
+        self._log = log
+        self._until_empty = until_empty
+        self._wake_loop = wake_loop
+        self._fetching = fetching
+        self._reports: deque[Report] = deque()
+        self._work = threading.Event()
+        self._close_by: float | None = None
+        self._held = 0
+        self._claim_at = 0.0
+        self._beat_at = 0.0
+        self._server_ms = 0
+        self._host = hosts.host_name(settings)
+        self._sampler = hosts.HostSampler(settings)
+        self._client: redis.Redis = connect(settings.redis, name=f"dlconsole-worker-{self._host}"[:120])
+        self._session = self._new_session(batch=0)
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that this session has claimed and not yet acked."""
+        return self._held
+
+    @property
+    def session_id(self) -> str:
+        """The id of the session that holds the tasks now."""
+        return self._session.id
+
+    def start(self) -> None:
+        """Begin; the first session is opened by the thread."""
+        self._thread.start()
+
+    def report(self, report: Report) -> None:
+        """Say how a task ended."""
+        self._reports.append(report)
+        if len(self._reports) >= self._settings.worker.batch:
+            self._work.set()
+
+    def nudge(self) -> None:
+        """Say that `tasks` runs low."""
+        self._work.set()
+
+    def stop_claiming(self) -> None:
+        """Claim no more; what is held may still be finished."""
+        if self.ending is Ending.NONE:
+            self.ending = Ending.STOPPED
+
+    def finish(self, *, within_s: float) -> bool:
+        """Flush the reports, give the rest back, drop the lease; whether all that was done in time."""
+        self._close_by = time.monotonic() + within_s
+        self._work.set()
+        self._thread.join(within_s + 15)
+        closed = not self._thread.is_alive() and self._held == 0
+        self._client.close()
+        return closed
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        opened = False
+        failures = 0
+        while True:
+            try:
+                if not opened:
+                    self._open()
+                    opened = True
+                if self._close_by is not None:
+                    self._close()
+                    return
+                self._step()
+                if failures:
+                    self._log.info("redis is back")
+                failures = 0
+            except RedisUnavailable as error:
+                failures += 1
+                if self._close_by is not None and time.monotonic() >= self._close_by:
+                    self._log.warning("stopped without giving tasks back", held=self._held, error=str(error))
+                    return
+                self._back_off(failures, error)
+            except FencedError as error:
+                self._replace_session(error)
+            except Exception as error:  # noqa: BLE001  (RedisUnusable, or a fault of ours: the loop raises it)
+                self.failure = error
+                self.ending = Ending.FAILED
+                self._wake_loop()
+                return
+
+    def _step(self) -> None:
+        """Do what is due, then wait until something is."""
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat()
+        if self._reports:
+            self._flush()
+        if self._wants_tasks() and now >= self._claim_at:
+            self._claim()
+        if len(self._reports) >= self._settings.worker.batch:
+            return
+        if self._wants_tasks():
+            wait_s = min(LINGER_S, max(0.0, self._claim_at - time.monotonic()))
+        else:
+            wait_s = LINGER_S
+        if self._work.wait(wait_s):
+            self._work.clear()
+
+    def _wants_tasks(self) -> bool:
+        return self.ending is Ending.NONE and len(self.tasks) <= self._low_water
+
+    @property
+    def _low_water(self) -> int:
+        return max(1, self._settings.worker.batch // 2)
+
+    def _claim(self) -> None:
+        claim = self._session.claim(self._settings.worker.batch)
+        self._held += len(claim.items)
+        self.tasks.extend(claim.items)
+        self.state = "paused" if claim.paused else "running" if claim.items else "idle"
+        if claim.stop:
+            self.ending = Ending.SENTINEL
+        if claim.items:
+            self._claim_at = 0.0
+            self._wake_loop()
+            return
+        self._claim_at = time.monotonic() + _IDLE_CLAIM_S
+        # Said by a claim that found nothing when nothing was held here any more, so that a task
+        # given back by somebody meanwhile was seen.
+        if self._until_empty and self._held == 0 and not claim.paused and self.ending is Ending.NONE:
+            self.ending = Ending.EMPTY
+        self._wake_loop()
+
+    def _flush(self) -> None:
+        """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
+        counts once.
+        """
+        while self._reports:
+            taken = [self._reports[i] for i in range(min(len(self._reports), self._settings.worker.batch))]
+            reports = [report for report in taken if report.epoch == self.epoch]
+            stored = [report.field for report in reports if report.error_item is None]
+            failed = [
+                (report.field, report.error_item) for report in reports if report.error_item is not None
+            ]
+            counted = self._session.ack(stored, failed)
+            for _ in taken:
+                self._reports.popleft()
+            self._held -= len(reports)
+            if counted.fenced:
+                raise FencedError(f"session {self._session.id}: its lease has run out")
+
+    def _beat(self) -> None:
+        started = time.monotonic()
+        self._server_ms = self._session.renew(self._stats())
+        self._beat_at = started + self._settings.worker.heartbeat_s
+        try:
+            sample = self._sampler.sample(self._server_ms)
+        except OSError as error:  # the store's filesystem is gone; its writes say so themselves
+            self._log.warning("no host sample", error=str(error))
+            sample = None
+        with translated(self._settings.redis):
+            if sample is not None:
+                hosts.publish(self._client, self._keys, self._host, sample)
+            if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
+                self._add_history_point()
+
+    def _stats(self) -> SessionStats:
+        return self._tally.stats(
+            at_ms=self._server_ms,
+            state=self.state if self.ending is Ending.NONE else "draining",
+            in_flight=self._held,
+            fetching=self._fetching(),
+        )
+
+    def _add_history_point(self) -> None:
+        keys = self._keys
+        count_keys = [keys.task, keys.error, keys.stored, keys.failed, keys.fed, keys.delayed, keys.sessions]
+        counted = script("counts").run(self._client, count_keys, keys.in_flight_prefix)
+        at_ms, queued, _, _, stored, failed, *_ = counted
+        bytes_per_s = 0.0
+        if self._client.hlen(keys.workers) <= _MAX_SUMMED:
+            for record in self._client.hvals(keys.workers):
+                try:
+                    bytes_per_s += msgspec.json.decode(record, type=SessionStats).bytes_per_s
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    continue
+        history.add(self._client, keys, HistoryPoint(at_ms, stored, failed, queued, bytes_per_s))
+
+    def _open(self) -> None:
+        self._server_ms = self._session.open()
+        self._tally.begin(self._server_ms)
+        self._log.info("session opened", session=self._session.id)
+
+    def _close(self) -> None:
+        while self._reports:
+            self._flush()
+        given_back = self._session.close()
+        self._held = 0
+        self._log.info("session closed", session=self._session.id, given_back=given_back)
+
+    def _replace_session(self, error: FencedError) -> None:
+        """The lease ran out (a suspended process, Redis away for long): drop everything, start anew.
+
+        Closing the old session gives back what nobody else has taken over yet.
+        """
+        self._log.warning("session replaced", error=str(error))
+        old = self._session
+        self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
+        self.epoch += 1
+        self._reports.clear()
+        self._held = 0
+        self._session = self._new_session(batch=old.batch)
+        self._wake_loop()
+        failures = 0
+        while True:
+            try:
+                old.close()
+                self._open()
+                return
+            except RedisUnavailable as trouble:
+                failures += 1
+                if self._close_by is not None and time.monotonic() >= self._close_by:
+                    return
+                self._back_off(failures, trouble)
+
+    def _new_session(self, batch: int) -> Session:
+        return Session(
+            self._client,
+            self._keys,
+            new_session_id(self._host),
+            lease_s=self._settings.worker.lease_s,
+            url=self._settings.redis,
+            batch=batch,
+        )
+
+    def _back_off(self, failures: int, error: RedisUnavailable) -> None:
+        self.state = "no redis"
+        if failures == 1:
+            self._log.warning("redis is away; waiting", error=str(error))
+        wait_s = min(_MAX_BACKOFF_S, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+        if self._close_by is not None:
+            wait_s = min(wait_s, max(0.05, self._close_by - time.monotonic()))
+        time.sleep(wait_s)

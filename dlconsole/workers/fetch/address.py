@@ -1,0 +1,79 @@
+"""Which addresses may be fetched from: global unicast, and what `allow_networks` opens on purpose.
+
+Checked on the address that is really connected to, so literal IPs, redirects and DNS rebinding
+cannot pass. Behind a proxy the proxy connects; there the URL's host is checked as far as it can be.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
+
+_UNSAFE: Final = tuple(
+    ip_network(text)
+    for text in (
+        # What the standard library calls global but is not safe to fetch from.
+        "168.63.129.16/32",  # Azure's host agent
+        "100.100.100.200/32",  # Alibaba Cloud's metadata
+        "192.88.99.0/24",  # 6to4 relays, RFC 7526
+        "64:ff9b::/96",  # NAT64, RFC 6052: reaches any IPv4 address
+        "64:ff9b:1::/48",  # local-use NAT64, RFC 8215
+        "2002::/16",  # 6to4, RFC 3056: as above
+        "2001::/32",  # Teredo, RFC 4380: as above
+        "fec0::/10",  # site-local, RFC 3879
+        "::/96",  # IPv4-compatible, RFC 4291
+    )
+)
+
+
+class AddressGuard:
+    """Says whether an address may be connected to. `allow_networks` are CIDR texts, checked first."""
+
+    def __init__(self, allow_networks: Iterable[str] = ()) -> None:
+        self._allowed = tuple(ip_network(text, strict=False) for text in allow_networks)
+        self.allows = lru_cache(maxsize=16384)(self._allows)
+
+    def _allows(self, text: str) -> bool:
+        """Whether the textual IP address (a zone id is ignored) is public or was opened."""
+        try:
+            address = ip_address(text.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if any(address in network for network in self._allowed):
+            return True
+        return _is_global_unicast(address)
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a URL's host may go to a proxy: refused are literal addresses that `allows` refuses,
+        in every spelling that libcurl takes for one, and names that mean this machine.
+        """
+        name = host.strip("[]").rstrip(".").lower()
+        if name == "localhost" or name.endswith(".localhost"):
+            return self.allows("127.0.0.1")
+        literal = _literal_address(name)
+        return literal is None or self.allows(literal)
+
+
+def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    return not any(address in network for network in _UNSAFE)
+
+
+def _literal_address(host: str) -> str | None:
+    """The address that a host spells: dotted, IPv6, or the old forms `127.1`, `0x7f.1`, `2130706433`."""
+    try:
+        return str(ip_address(host.partition("%")[0]))
+    except ValueError:
+        pass
+    if not host or not set(host) <= set("0123456789abcdefx."):
+        return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None

@@ -1,0 +1,55 @@
+"""What a fetch engine is: URLs in, whole bodies or failures out. One interface for every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from dlconsole.model import Failure
+
+T = TypeVar("T")
+
+
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """A body that arrived whole with status 200, after redirects."""
+
+    url: str
+    status: int
+    body: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[T]):
+    """One finished fetch, with the token that it was started with."""
+
+    token: T
+    outcome: Fetched | Failure
+
+
+class Engine(Protocol[T]):
+    """Runs up to `concurrency` fetches at once, in the caller's thread."""
+
+    @property
+    def free(self) -> int:
+        """How many more fetches can be started now."""
+
+    @property
+    def running(self) -> int:
+        """How many fetches are under way."""
+
+    def start(self, token: T, url: str) -> Failure | None:
+        """Begin one fetch; a Failure at once where the URL is refused. Needs `free` > 0."""
+
+    def poll(self, timeout_s: float) -> list[Result[T]]:
+        """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
+
+    def wake(self) -> None:
+        """End a `poll` that waits; the one method that other threads may call."""
+
+    def cancel_all(self) -> list[T]:
+        """Drop every running fetch; their tokens."""
+
+    def close(self) -> None:
+        """Free every resource."""

@@ -1,0 +1,70 @@
+"""A session's running totals, and the statistics made of them at each heartbeat."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+
+import psutil
+
+from dlconsole import __version__
+from dlconsole.model import Failure, Outcome, SessionStats
+
+
+class Tally:
+    """Counted in the fetch loop, read at heartbeats. Each number is written by one thread only."""
+
+    def __init__(self, host: str, concurrency: int) -> None:
+        self.stored = 0
+        self.failed = 0
+        self.bytes = 0
+        self.kinds: Counter[str] = Counter()
+        self.store_failing = False
+        """Whether the last write to the store failed; the fetch loop waits for it."""
+        self._host = host
+        self._concurrency = concurrency
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call has nothing to compare with
+        self._started_ms = 0
+        self._last = (time.monotonic(), 0, 0, 0)
+
+    def begin(self, started_ms: int) -> None:
+        """The session began at `started_ms`, the server's clock."""
+        self._started_ms = started_ms
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        if isinstance(outcome, Failure):
+            self.failed += 1
+            self.kinds[outcome.kind] += 1
+        else:
+            self.stored += 1
+            self.bytes += outcome.size_bytes
+
+    def stats(self, *, at_ms: int, state: str, in_flight: int, fetching: int) -> SessionStats:
+        """The totals, and the speeds since the last call."""
+        now = time.monotonic()
+        then, stored, failed, size = self._last
+        elapsed_s = max(now - then, 1e-3)
+        self._last = (now, self.stored, self.failed, self.bytes)
+        return SessionStats(
+            host=self._host,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            at_ms=at_ms,
+            state="no store" if self.store_failing else state,
+            stored=self.stored,
+            failed=self.failed,
+            kinds=dict(self.kinds),
+            in_flight=in_flight,
+            fetching=fetching,
+            bytes=self.bytes,
+            stored_per_s=round((self.stored - stored) / elapsed_s, 2),
+            failed_per_s=round((self.failed - failed) / elapsed_s, 2),
+            bytes_per_s=round((self.bytes - size) / elapsed_s, 1),
+            cpu_percent=self._process.cpu_percent(),
+            rss_bytes=self._process.memory_info().rss,
+            concurrency=self._concurrency,
+            version=__version__,
+        )
