@@ -17,7 +17,7 @@ $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
 	  echo "Missing: $(PYTHON). Install Python 3.11 or newer (Debian/Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Too old: $$($(PYTHON) --version). dlconsole needs Python 3.11 or newer: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	  echo "Too old: $$($(PYTHON) --version 2>&1). dlconsole needs Python 3.11 or newer: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "Missing: the venv module of $(PYTHON). Debian/Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version) ..."
@@ -26,7 +26,7 @@ $(VENV)/bin/python:
 $(VENV)/.run: $(VENV)/bin/python requirements/run.txt pyproject.toml scripts/redis-binary.py
 	@echo "Installing the locked dependencies ..."
 	@$(PIP) install -r requirements/run.txt || { echo "Could not install the dependencies: is a package index reachable? (pip's own message is above)" >&2; exit 1; }
-	@$(PIP) install --no-deps -e .
+	@$(PIP) install --no-deps -e . || { echo "Could not install dlconsole itself; pip's own message is above." >&2; exit 1; }
 	@$(BIN)/python scripts/redis-binary.py
 	@touch $@
 
@@ -45,7 +45,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check -q . || { echo "ruff format: run 'make format'" >&2; exit 1; }
 	@$(BIN)/mypy --strict --no-error-summary -p dlconsole
-	@$(BIN)/lint-imports --no-cache >/tmp/dlconsole-lint-imports.$$$$ 2>&1 || { cat /tmp/dlconsole-lint-imports.$$$$; rm -f /tmp/dlconsole-lint-imports.$$$$; exit 1; }; rm -f /tmp/dlconsole-lint-imports.$$$$
+	@out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out"; exit 1; }
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .

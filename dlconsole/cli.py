@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NoReturn
 
 from dlconsole import __version__
 from dlconsole.errors import DlconsoleError
-
-if TYPE_CHECKING:
-    from dlconsole.settings import Loaded
 
 COMMANDS: Final = {
     "console": "the operations console (what `dlconsole` alone opens)",
@@ -24,6 +22,9 @@ COMMANDS: Final = {
     "redis": "the Redis that dlconsole runs by itself: status, stop",
     "config": "show the settings and where each comes from",
 }
+
+_VALUE_OPTIONS: Final = frozenset({"--config", "--context", "--redis", "--dataset"})
+"""Common options whose next word is their value, not a command."""
 
 _EPILOG: Final = """\
 examples:
@@ -37,13 +38,22 @@ Every command takes --config, --context, --redis and --dataset; `dlconsole COMMA
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argparse that does not repeat passwords: a misplaced URL ends up in its messages."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(re.sub(r"://\S*@", "://***@", re.sub(r"(pass\w*=)[^&\s']*", r"\1***", message)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0 done, 1 failed, 2 wrong use or settings, 3 Redis, 130 Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, words = _parser_for(words)
     args = parser.parse_args(words)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()  # here, where a closed pipe is no error
+        return status
     except DlconsoleError as error:
         if args.debug:
             raise
@@ -58,40 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def load_settings(args: argparse.Namespace) -> Loaded:
-    """The settings of this run: flags are those arguments whose `dest` is a dotted settings key.
-
-    Prints the warnings to stderr. Raises ConfigError.
-    """
-    from dlconsole.settings import load
-
-    flags = {
-        key: value
-        for key, value in vars(args).items()
-        if "." in key or key in {"redis", "dataset", "context", "read_only"}
-    }
-    loaded = load(flags, args.config)
-    for warning in loaded.warnings:
-        print(f"dlconsole: warning: {warning}", file=sys.stderr)
-    return loaded
-
-
 def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of the command that `words` name, and the words without its name."""
-    name = "console"
-    if "--worker" in words:
-        name = "worker"
-        words = [word for word in words if word != "--worker"]
-        if words[:1] == ["worker"]:
-            words = words[1:]
-    elif words and words[0] in COMMANDS:
-        name, words = words[0], words[1:]
-    elif words and not words[0].startswith("-"):
-        _top_parser().error(f"unknown command {words[0]!r} (commands: {', '.join(COMMANDS)})")
-    elif any(word in {"-h", "--help", "--version"} for word in words):
+    name, words = _split_command(words)
+    if not name:
         return _top_parser(), words
     module = importlib.import_module(f"dlconsole.commands.{name}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"dlconsole {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,10 +85,23 @@ def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     return parser, words
 
 
+def _split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command's name, '' for dlconsole itself, and the other words; common options may come first."""
+    for index, word in enumerate(words):
+        if word in COMMANDS and (index == 0 or words[index - 1] not in _VALUE_OPTIONS):
+            return word, words[:index] + words[index + 1 :]
+    if "--worker" in words:
+        return "worker", [word for word in words if word != "--worker"]
+    if words and not words[0].startswith("-"):
+        _top_parser().error(f"unknown command {words[0]!r} (commands: {', '.join(COMMANDS)})")
+    is_top = any(word in {"-h", "--help", "--version"} for word in words)
+    return "" if is_top else "console", words
+
+
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dlconsole",
         usage="dlconsole [COMMAND] [options]\n       dlconsole --worker [options]",
         description="An operations console and headless workers for fleets of dataset downloaders.\n\n"

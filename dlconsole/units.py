@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_NUMBER_UNIT: Final = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*([A-Za-zµ]*)\s*")
+_NUMBER_UNIT: Final = re.compile(r"\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ]*)\s*")
 
 _SECONDS: Final = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {
@@ -24,6 +24,8 @@ _BYTES: Final = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+
+_LARGEST: Final = 2.0**63
 
 SECONDS_RULE: Final = "a number of seconds, or text such as '500ms', '20s', '5m', '1h'"
 BYTES_RULE: Final = "a number of bytes, or text such as '512KiB', '10MB', '4GiB'"
@@ -42,12 +44,14 @@ def parse_bytes(value: object) -> int:
 def _parse(value: object, units: dict[str, float] | dict[str, int], rule: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"expected {rule}")  # noqa: TRY004  (pydantic reports ValueError, not TypeError)
-    if not isinstance(value, str):
-        return value
-    match = _NUMBER_UNIT.fullmatch(value)
-    if match is None or match[2] not in units:
+    if isinstance(value, str):
+        match = _NUMBER_UNIT.fullmatch(value)
+        if match is None or match[2] not in units:
+            raise ValueError(f"expected {rule}")
+        value = float(match[1]) * units[match[2]]
+    if not -_LARGEST <= value <= _LARGEST:  # NaN is neither; beyond it int() and float() fail
         raise ValueError(f"expected {rule}")
-    return float(match[1]) * units[match[2]]
+    return value
 
 
 def format_count(value: int) -> str:

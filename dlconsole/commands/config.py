@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Final
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 from dlconsole.settings import Loaded, config_path, flat
 
 _EPILOG: Final = """\

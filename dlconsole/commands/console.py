@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 from dlconsole.errors import UsageError
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 from dlconsole.errors import UsageError
 
 if TYPE_CHECKING:

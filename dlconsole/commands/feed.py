@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 from dlconsole.errors import RedisError, UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Final
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 from dlconsole.errors import RedisUnavailable, UsageError
 from dlconsole.services.embedded import EmbeddedRedis, EmbeddedStatus
 from dlconsole.settings import Settings, mask_url

@@ -14,7 +14,7 @@ import signal
 import threading
 from types import FrameType
 
-from dlconsole.cli import load_settings
+from dlconsole.commands.common import load_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

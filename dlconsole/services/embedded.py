@@ -245,16 +245,10 @@ class EmbeddedRedis:
                 f"is {server.words}: put the newer redis-server first on PATH"
             )
         socket = self._socket_place()
-        if socket.parent != self.directory.resolve():
-            _make_private(socket.parent)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"host": node(), "socket": str(socket)}).encode(), 0)
-        for stale in (self._pid_path, socket):
-            stale.unlink(missing_ok=True)
-        log_size = self.log.stat().st_size if self.log.exists() else 0
-        if log_size > _MAX_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
-            log_size = 0
+        try:
+            log_size = self._prepare(lock, socket)
+        except OSError as error:
+            raise RedisUnusable(f"{self.directory}: cannot be written: {error.strerror}") from None
         try:
             done = subprocess.run(
                 [server.path, *self._arguments(socket)],
@@ -273,6 +267,20 @@ class EmbeddedRedis:
         if done.returncode:
             raise self._died(log_size, done.stdout.decode(errors="replace"))
         return log_size
+
+    def _prepare(self, lock: int, socket: Path) -> int:
+        if socket.parent != self.directory.resolve():
+            _make_private(socket.parent)
+        record = json.dumps({"host": node(), "socket": str(socket)}).encode()
+        os.pwrite(lock, record, 0)  # over the old one, which a full disk allows
+        os.ftruncate(lock, len(record))
+        for stale in (self._pid_path, socket):
+            stale.unlink(missing_ok=True)
+        log_size = self.log.stat().st_size if self.log.exists() else 0
+        if log_size <= _MAX_LOG_BYTES:
+            return log_size
+        self.log.replace(self.log.with_suffix(".log.1"))
+        return 0
 
     def _arguments(self, socket: Path) -> list[str]:
         directory = self.directory.resolve()
@@ -347,12 +355,12 @@ class EmbeddedRedis:
         with suppress(OSError), self.log.open("rb") as log:
             log.seek(log_start)
             said += "\n" + log.read(_MAX_LOG_BYTES).decode(errors="replace")
-        tail = [line for line in said.splitlines() if line.strip()][-6:]
+        tail = [line for line in said.splitlines() if line.strip() and "WARNING" not in line][-6:]
         free_bytes = shutil.disk_usage(self.directory).free
         if free_bytes < _MAX_LOG_BYTES:
             tail.append(f"(the disk of {self.directory} is full: {format_bytes(free_bytes)} free)")
         return RedisUnusable(
-            "\n  ".join([f"the own Redis in {self.directory} ended at once; the end of {self.log}:", *tail])
+            "\n  ".join([f"the own Redis in {self.directory} did not come up; the end of {self.log}:", *tail])
         )
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
-_PLAIN: Final = re.compile(r"https?://[!$&-.0-9;=A-Z_a-z~:\[\]@]+(?:[/?#][!-~]*)?", re.IGNORECASE)
+_PLAIN: Final = re.compile(r"https?://[!$&-.0-9;=A-Z_a-z~:]+(?:[/?#][!-~]*)?", re.IGNORECASE)
 _KEEP: Final = "!#$%&'()*+,/:;=?@[]~"
 
 

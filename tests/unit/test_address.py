@@ -1,0 +1,58 @@
+"""Which addresses the guard lets through."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlconsole.workers.fetch.address import AddressGuard
+
+REFUSED = [
+    "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "100.100.100.200", "168.63.129.16", "192.88.99.1", "198.18.0.1", "203.0.113.7", "224.0.0.1", "239.1.1.1",
+    "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1",
+    "ff02::1", "2001:db8::1", "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001:0:1::", "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254", "::127.0.0.1", "not an address", "",
+]  # fmt: skip
+ALLOWED = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "93.184.216.34",
+    "2606:4700::1111",
+    "2a00:1450:4001:80b::200e",
+    "::ffff:8.8.8.8",
+]
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_what_is_not_global_unicast_is_refused(address: str) -> None:
+    assert not AddressGuard().allows(address)
+
+
+@pytest.mark.parametrize("address", ALLOWED)
+def test_public_addresses_are_allowed(address: str) -> None:
+    assert AddressGuard().allows(address)
+
+
+def test_allow_networks_opens_only_what_it_names() -> None:
+    guard = AddressGuard(["127.0.0.0/8", "fd00::/8"])
+    assert guard.allows("127.3.4.5")
+    assert guard.allows("::ffff:127.0.0.1")
+    assert guard.allows("fd12::1")
+    assert not guard.allows("10.0.0.1")
+    assert not guard.allows("::1")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433",
+     "017700000001", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254", "10.0.0.1."],
+)  # fmt: skip
+def test_behind_a_proxy_hosts_that_spell_a_refused_address_are_refused(host: str) -> None:
+    assert not AddressGuard().allows_host(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["example.com", "face.cafe", "8.8.8.8", "dead.beef.example", "1e100.net", "abc"]
+)
+def test_behind_a_proxy_other_hosts_pass(host: str) -> None:
+    assert AddressGuard().allows_host(host)

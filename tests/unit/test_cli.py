@@ -1,0 +1,164 @@
+"""The command line: one line for each mistake, exit statuses, and no secrets anywhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dlconsole.cli import COMMANDS, main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run one command in this process: (exit status, stdout, stderr)."""
+
+    def run_words(*words: str) -> tuple[int, str, str]:
+        try:
+            status = main(words)
+        except SystemExit as stop:  # argparse
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run_words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_the_common_options_and_explains_itself(command: str, run: Run) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    for option in ("--config", "--context", "--redis", "--dataset"):
+        assert option in out
+    assert importlib.import_module(f"dlconsole.commands.{command}").__doc__.splitlines()[0] in out
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(re.search(rf"^  {name} +\w", out, re.MULTILINE) for name in COMMANDS)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = ("textual", "redis", "pydantic", "pycurl", "numpy", "PIL", "rich", "msgspec")
+    code = (
+        "import sys; from dlconsole.cli import main\n"
+        "try: main(['--help'])\n"
+        f"except SystemExit: print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_an_unknown_command_is_wrong_use(run: Run) -> None:
+    status, _, err = run("fed", "urls.txt")
+    assert status == 2
+    assert "unknown command 'fed' (commands: console, worker, feed, " in err
+
+
+@pytest.mark.parametrize(
+    ("toml", "line"),
+    [
+        ("datset = 'x'", "{path}: unknown key 'datset'; did you mean 'dataset'?"),
+        ("[worker]\nlease_s = '20 q'", "{path}: key 'worker.lease_s': accepted: a number of seconds"),
+        ("dataset =", "{path}: not valid TOML: "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_status_2(toml: str, line: str, tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    status, out, err = run("config", "show", "--config", str(path))
+    assert (status, out) == (2, "")
+    assert err.startswith("dlconsole: " + line.format(path=path))
+    assert len(err.splitlines()) == 1
+
+
+def test_the_real_program_shows_no_traceback_unless_asked() -> None:
+    words = [sys.executable, "-m", "dlconsole", "config", "show", "--dataset", "a b"]
+    quiet = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert quiet.returncode == 2
+    assert len(quiet.stderr.splitlines()) == 1
+    loud = subprocess.run([*words, "--debug"], capture_output=True, text=True, check=False)
+    assert "Traceback" in loud.stderr
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dlconsole", "config", "show", "--json"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("redis://u:s3cret@h/0",),
+        ("config", "show", "redis://u:s3cret@h/0"),
+        ("config", "show", "redis://h/0?password=s3cret"),
+        ("config", "show", "--redis", "redis://u:s3cret@h/x"),
+        ("config", "show", "--redis", "redis://u:s3cret@h/0"),
+        ("config", "show", "--json", "--redis", "redis://h?password=s3cret"),
+        ("redis", "status", "--redis", "redis://u:s3cret@h/0"),
+        ("redis", "status", "--json", "--redis", "redis://u:s3cret@h/0"),
+    ],
+    ids=" ".join,
+)
+def test_no_output_shows_a_password(words: tuple[str, ...], run: Run) -> None:
+    _, out, err = run(*words)
+    assert out + err
+    assert "s3cret" not in out + err
+
+
+# -- dlconsole config -----------------------------------------------------------------------------
+
+
+def test_config_show_says_where_each_value_comes_from(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[contexts.prod]\ndataset = 'laion5b'\n[worker]\nbatch = 7\n")
+    monkeypatch.setenv("DLCONSOLE_WORKER__PROCESSES", "3")
+    words = ("--config", str(path), "--context", "prod", "--redis", "redis://h/0")
+    status, out, _ = run("config", "show", "--json", *words)
+    assert status == 0
+    found = {key: (item["value"], item["from"]) for key, item in json.loads(out)["settings"].items()}
+    assert found["dataset"] == ("laion5b", "context prod")
+    assert found["redis"] == ("redis://h/0", "command line")
+    assert found["worker.batch"] == (7, str(path))
+    assert found["worker.processes"] == (3, "environment")
+    assert found["worker.lease_s"] == (30.0, "default")
+    _, table, _ = run("config", "show", *words)
+    assert re.search(r"^dataset +\"laion5b\" +context prod *$", table, re.MULTILINE)
+    assert all(key in table for key in found)
+
+
+def test_config_show_without_a_file_says_where_it_would_be(run: Run, home: Path) -> None:
+    _, out, _ = run("config", "show")
+    assert f"There is no settings file yet; it would be {home}/.config/dlconsole/config.toml" in out
+
+
+def test_config_path_prints_only_the_path_also_for_a_wrong_file(run: Run, home: Path, tmp_path: Path) -> None:
+    assert run("config", "path") == (0, f"{home}/.config/dlconsole/config.toml\n", "does not exist yet\n")
+    (tmp_path / "c.toml").write_text("wrong = [")
+    assert run("config", "path", "--config", str(tmp_path / "c.toml")) == (
+        0,
+        f"{tmp_path}/c.toml\n",
+        "exists\n",
+    )

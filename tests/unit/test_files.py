@@ -1,0 +1,164 @@
+"""The store: whole files under its root, or nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dlconsole.errors import BadPathError, StoreError
+from dlconsole.workers.files import PARTIAL, Store, place_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def files_in(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def test_a_legacy_path_is_taken_from_the_root(store: Store) -> None:
+    store.write(place_of("/ds/images/a.jpg"), b"picture")
+    store.write(place_of("plain/b.jpg"), b"other")
+    store.write(place_of("c.jpg"), b"top")
+    assert (store.root / "ds/images/a.jpg").read_bytes() == b"picture"
+    assert files_in(store.root) == ["c.jpg", "ds/images/a.jpg", "plain/b.jpg"]
+
+
+def test_writing_again_replaces(store: Store) -> None:
+    for body in (b"first", b"second"):
+        store.write(place_of("/a/b.jpg"), body)
+    assert (store.root / "a/b.jpg").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "//etc/passwd", "/a//b", "../x", "/a/../../x", "/a/./b", "/a/..", "a/", "/a/b\0c", "/a\nb", "/\x7f",
+     "/" + "x" * 256, "/" + "é" * 200, "/a" * 2500, "/\ud800", f"/{PARTIAL}/x"],
+)  # fmt: skip
+def test_paths_that_are_no_place_under_the_root_are_bad(path: str) -> None:
+    with pytest.raises(BadPathError):
+        place_of(path)
+
+
+def test_odd_names_stay_inside(store: Store) -> None:
+    for name in ("...", "..a", "a..", "-rf", "~", "$HOME", "a\\..\\b", "日本.jpg", "a b"):
+        store.write(place_of(f"/d/{name}"), b"x")
+        assert (store.root / "d" / name).read_bytes() == b"x"
+
+
+def test_a_link_that_leads_out_is_bad_and_nothing_is_written(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (store.root / "link").symlink_to(outside)
+    (store.root / "up").symlink_to("..")
+    (store.root / "dangling").symlink_to(tmp_path / "nowhere")
+    (store.root / "a").mkdir()
+    (store.root / "a/deep").symlink_to("../link")
+    for path in ("/link/x.jpg", "/up/x.jpg", "/dangling/x.jpg", "/a/deep/x.jpg", "/link/sub/x.jpg"):
+        with pytest.raises(BadPathError):
+            store.write(place_of(path), b"x")
+    assert files_in(outside) == []
+    assert not (tmp_path / "x.jpg").exists()
+
+
+def test_a_link_in_place_of_the_file_is_replaced_not_followed(store: Store, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"keep")
+    (store.root / "x.jpg").symlink_to(secret)
+    store.write(place_of("/x.jpg"), b"picture")
+    assert secret.read_bytes() == b"keep"
+    assert (store.root / "x.jpg").read_bytes() == b"picture"
+    assert not (store.root / "x.jpg").is_symlink()
+
+
+def test_a_link_that_leads_elsewhere_inside_is_followed(store: Store) -> None:
+    (store.root / "real").mkdir()
+    (store.root / "alias").symlink_to("real")
+    store.write(place_of("/alias/new/x.jpg"), b"x")
+    assert (store.root / "real/new/x.jpg").read_bytes() == b"x"
+
+
+def test_a_file_in_the_way_of_a_folder_is_bad(store: Store) -> None:
+    store.write(place_of("/a"), b"x")
+    with pytest.raises(BadPathError):
+        store.write(place_of("/a/b.jpg"), b"x")
+    store.write(place_of("/d/e.jpg"), b"x")
+    with pytest.raises(BadPathError):
+        store.write(place_of("/d"), b"x")
+
+
+def test_a_failed_write_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match="No space left"):
+        store.write(place_of("/a/b.jpg"), b"x")
+    monkeypatch.undo()
+    assert files_in(store.root) == []
+    store.write(place_of("/a/b.jpg"), b"x")
+
+
+def test_more_folders_than_are_kept_open(store: Store) -> None:
+    for i in range(600):
+        store.write(place_of(f"/{i % 256:02x}/{i}/x.jpg"), b"x")
+    for i in range(600):
+        store.write(place_of(f"/{i % 256:02x}/{i}/y.jpg"), b"y")
+    assert len(files_in(store.root)) == 1200
+
+
+def test_a_removed_folder_is_made_again(store: Store) -> None:
+    store.write(place_of("/a/b/x.jpg"), b"x")
+    (store.root / "a/b/x.jpg").unlink()
+    (store.root / "a/b").rmdir()
+    with pytest.raises(StoreError):
+        store.write(place_of("/a/b/x.jpg"), b"x")
+    store.write(place_of("/a/b/x.jpg"), b"x")
+    assert (store.root / "a/b/x.jpg").read_bytes() == b"x"
+
+
+KILLED = """
+import os, sys, signal
+from pathlib import Path
+from dlconsole.workers.files import Store, place_of
+store = Store(Path(sys.argv[1]))
+real = os.write
+def half(fd, data):
+    real(fd, data[:100])
+    os.kill(os.getpid(), signal.SIGKILL)
+os.write = half
+store.write(place_of("/a/x.jpg"), b"y" * 1000)
+"""
+
+
+def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    living = Store(root)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
+    assert done.returncode == -9
+    assert not (root / "a/x.jpg").exists()
+    assert len(files_in(root / PARTIAL)) == 1
+    folders_before = set(os.listdir(root / PARTIAL))
+    second = Store(root)
+    assert files_in(root) == []
+    assert len(folders_before - set(os.listdir(root / PARTIAL))) == 1
+    living.write(place_of("/a/x.jpg"), b"z")
+    assert (root / "a/x.jpg").read_bytes() == b"z"
+    second.close()
+    living.close()
+    assert os.listdir(root / PARTIAL) == []
+
+
+def test_a_root_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="--store"):
+        Store(tmp_path / "file" / "store")

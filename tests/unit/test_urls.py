@@ -1,0 +1,51 @@
+"""URLs as lists have them → URLs as the engine takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pycurl
+import pytest
+
+from dlconsole.workers.fetch.urls import host_of, normalized
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("http://a.example/x.jpg", "http://a.example/x.jpg"),
+        ("HTTPS://A.example/x.jpg?a=b&c=%20#f", "HTTPS://A.example/x.jpg?a=b&c=%20#f"),
+        ("http://a.example/a b.jpg", "http://a.example/a%20b.jpg"),
+        (" http://a.example/x ", "http://a.example/x"),
+        ("http://a.example/ü/日本.jpg", "http://a.example/%C3%BC/%E6%97%A5%E6%9C%AC.jpg"),
+        ("http://a.example/100%/x", "http://a.example/100%/x"),
+        ("http://bücher.example:8080/x", "http://xn--bcher-kva.example:8080/x"),
+        ("http://[2606:4700::1111]/x", "http://[2606:4700::1111]/x"),
+        ("http://user:pw@a.example/x", "http://user:pw@a.example/x"),
+    ],
+)
+def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
+    assert normalized(given) == wanted
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "UNLIKELY", "ftp://a.example/x", "file:///etc/passwd", "javascript:alert(1)", "http://", "http:///x",
+     "https://", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/"],
+)  # fmt: skip
+def test_what_is_no_http_url_is_none(url: str) -> None:
+    assert normalized(url) is None
+
+
+def test_every_real_url_is_taken_by_libcurl(shared_data: Path) -> None:
+    handle = pycurl.Curl()
+    refused = []
+    for line in (shared_data / "urls/laion-10k.txt").read_text("utf-8").splitlines():
+        url = normalized(line)
+        if url is None:
+            refused.append(line)
+            continue
+        handle.setopt(pycurl.URL, url)
+        assert host_of(url)
+    handle.close()
+    assert refused == ["UNLIKELY"]
