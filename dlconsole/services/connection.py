@@ -72,6 +72,8 @@ def translated(url: str) -> Iterator[None]:
 def translate(error: LibraryError, url: str) -> RedisError:
     """Our error for one of redis-py's: whether trying again can help, and what to do."""
     where = f"Redis at {mask_url(url)}"
+    if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, LibraryError):
+        error = error.__cause__  # redis.asyncio wraps what went wrong while connecting
     if isinstance(error, (AuthenticationError, AuthorizationError)):
         return RedisUnusable(f"{where} refuses the user or password: {error}")
     if isinstance(error, NoPermissionError):

@@ -63,9 +63,8 @@ def _blocks(file: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
     position = 0
     skipping = False  # inside a line that is too long
     while chunk := file.read(CHUNK_BYTES):
-        if position == 0:
-            chunk = chunk.removeprefix(_BOM)
-            position += len(_BOM)
+        if position == 0 and chunk.startswith(_BOM):
+            chunk, position = chunk[len(_BOM) :], len(_BOM)
         position += len(chunk)
         too_long = 0
         if skipping:

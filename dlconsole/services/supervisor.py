@@ -52,7 +52,7 @@ class WorkerGroup:
         self, settings: Settings, log: Logger, *, until_empty: bool = False, stderr: IO[bytes] | None = None
     ) -> None:
         self.failed = False
-        """Whether a worker ended for a reason that a person must see to."""
+        """Whether a worker ended for a reason that a person must see to, or was ended by force."""
         self.replaced = 0
         """How many died and were replaced."""
         self._order = Order(0, settings.model_dump_json(), until_empty)
@@ -138,7 +138,7 @@ class WorkerGroup:
         elif code == EXIT_UNUSABLE:
             slot.ended = self.failed = True
         elif self._stopping:
-            slot.ended = True
+            slot.ended = self.failed = True
             self._log.warning("worker ended hard", worker=slot.index, child=process.pid, code=code)
         else:
             self._replace(slot, process.pid, code)

@@ -92,6 +92,8 @@ class Courier:
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._server_ms = 0
+        # Whatever is set: a lease that is renewed less than three times as often is not kept.
+        self._heartbeat_s = min(settings.worker.heartbeat_s, settings.worker.lease_s / 3)
         self._host = hosts.host_name(settings)
         self._sampler = hosts.HostSampler(settings)
         self._client: redis.Redis = connect(settings.redis, name=f"dlconsole-worker-{self._host}"[:120])
@@ -227,11 +229,13 @@ class Courier:
             self._held -= len(reports)
             if counted.fenced:
                 raise FencedError(f"session {self._session.id}: its lease has run out")
+        if self._until_empty and not self._held:
+            self._claim_at = 0.0  # the claim that decides whether this is the end
 
     def _beat(self) -> None:
         started = time.monotonic()
         self._server_ms = self._session.renew(self._stats())
-        self._beat_at = started + self._settings.worker.heartbeat_s
+        self._beat_at = started + self._heartbeat_s
         try:
             sample = self._sampler.sample(self._server_ms)
         except OSError as error:  # the store's filesystem is gone; its writes say so themselves

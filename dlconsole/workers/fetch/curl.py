@@ -55,6 +55,21 @@ _KINDS: Final = {
 """libcurl's error codes → ours; every other one is a connection that broke: `connect`."""
 
 
+class _Descriptor:
+    """What pycurl takes for a socket: it asks for the descriptor, duplicates it, and drops this."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+
 class _Transfer(Generic[T]):
     """One easy handle with the fetch that it is running; used again for the next fetch."""
 
@@ -112,7 +127,7 @@ class _Transfer(Generic[T]):
             if not guard.allows(ip if isinstance(ip, str) else ip.decode()):
                 self.blocked = str(ip)
                 return pycurl.SOCKET_BAD
-            return socket.socket(address.family, address.socktype, address.protocol)
+            return _Descriptor(socket.socket(address.family, address.socktype, address.protocol).detach())
 
         return open_socket
 

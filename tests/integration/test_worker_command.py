@@ -1,0 +1,219 @@
+"""`dlconsole --worker` as a process: supervision, signals, exit statuses, no secrets in sight."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from conftest import KEYS, task, until
+
+from dlconsole.demo.web import SimulatedWeb
+from dlconsole.services.connection import connect
+from dlconsole.services.embedded import EmbeddedRedis
+from dlconsole.services.private_redis import PrivateRedis
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, redis_url: str) -> Iterator[Start]:
+    """Start a worker on the test's Redis; what still runs at the end is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "dlconsole",
+            "--worker",
+            "--dataset",
+            "ds",
+            "--store",
+            str(tmp_path / "s"),
+        ]
+        command += ["--allow-network", "127.0.0.0/8", *arguments]
+        env = {
+            **os.environ,
+            "DLCONSOLE_REDIS": redis_url,
+            "DLCONSOLE_WORKER__HEARTBEAT_S": "0.2",
+            **environment,
+        }
+        log = (tmp_path / f"log-{len(started)}").open("w")
+        process = subprocess.Popen(
+            command, stderr=log, stdout=log, text=True, env=env, start_new_session=True
+        )
+        log.close()
+        process.log = Path(log.name)  # type: ignore[attr-defined]
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        for child in children_of(process):
+            child.kill()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def events(process: subprocess.Popen[str]) -> list[dict[str, object]]:
+    lines = process.log.read_text().splitlines()  # type: ignore[attr-defined]
+    return [json.loads(line) for line in lines]
+
+
+def stored(client: redis.Redis) -> int:
+    return int(client.get(KEYS.stored) or 0)
+
+
+def test_processes_share_the_queue_and_end_when_it_is_empty(
+    start: Start, redis_client: redis.Redis, web: SimulatedWeb, tmp_path: Path
+) -> None:
+    redis_client.lpush(
+        KEYS.task, *(task(f"http://{web.address}/as/good/{i}", f"/ds/{i}.jpg") for i in range(1000))
+    )
+    worker = start("--processes", "2", "--until-empty")
+    assert worker.wait(60) == 0
+    assert stored(redis_client) == 1000 == len(list((tmp_path / "s/ds").iterdir()))
+    opened = {e["worker"] for e in events(worker) if e["event"] == "session opened"}
+    assert opened == {0, 1}
+    assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.task) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_cleanly_within_the_deadline(
+    number: signal.Signals, start: Start, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    redis_client.lpush(
+        KEYS.task, *(task(f"http://{web.address}/as/slow/{i}", f"/ds/{i}.jpg") for i in range(500))
+    )
+    worker = start("--processes", "2", "--concurrency", "8", "--drain", "3s")
+    until(lambda: stored(redis_client) > 4)
+    children = children_of(worker)
+    worker.send_signal(number)
+    assert worker.wait(15) == 0
+    assert not any(child.is_running() for child in children)
+    assert stored(redis_client) + redis_client.llen(KEYS.task) == 500
+    assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.workers, KEYS.error) == 0
+
+
+def test_a_second_signal_ends_it_at_once_and_loses_nothing(
+    start: Start, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    redis_client.lpush(KEYS.task, *(task(f"http://{web.address}/as/never_ending/{i}") for i in range(20)))
+    worker = start("--concurrency", "8", "--drain", "10m", "--deadline", "10m")
+    until(lambda: any(b'"fetching":8' in record for record in redis_client.hvals(KEYS.workers)))
+    worker.terminate()
+    until(
+        lambda: (
+            redis_client.llen(KEYS.task) == 0
+            and any(b"draining" in r for r in redis_client.hvals(KEYS.workers))
+        )
+    )
+    worker.terminate()
+    assert worker.wait(10) != 0
+    held = sum(redis_client.hlen(key) - 1 for key in redis_client.keys("*:dl:if:*"))
+    assert held + redis_client.llen(KEYS.task) == 20
+
+
+def test_a_dead_child_is_replaced_and_logged(
+    start: Start, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    worker = start("--processes", "2")
+    until(lambda: redis_client.hlen(KEYS.workers) == 2)
+    first = {child.pid for child in children_of(worker)}
+    victim = min(first)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len({c.pid for c in children_of(worker)} - first) == 1)
+    (died,) = [e for e in events(worker) if e["event"] == "worker died and is replaced"]
+    assert died["child"] == victim and died["cause"] == "signal 9"
+    redis_client.lpush(KEYS.task, task(f"http://{web.address}/as/good/x"))
+    until(lambda: stored(redis_client) == 1)
+    worker.terminate()
+    assert worker.wait(15) == 0
+
+
+def test_children_drain_when_their_supervisor_is_killed(
+    start: Start, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    redis_client.lpush(
+        KEYS.task, *(task(f"http://{web.address}/as/slow/{i}", f"/ds/{i}.jpg") for i in range(300))
+    )
+    worker = start("--concurrency", "4")
+    until(lambda: stored(redis_client) > 2)
+    children = children_of(worker)
+    worker.kill()
+    worker.wait()
+    until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children))
+    assert stored(redis_client) + redis_client.llen(KEYS.task) == 300
+    assert redis_client.exists(KEYS.lease, KEYS.sessions) == 0
+
+
+def test_what_only_a_person_can_mend_ends_it_with_a_plain_error(
+    start: Start, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    worker = start("--store", str(tmp_path / "file/below"))
+    assert worker.wait(20) == 1
+    (error,) = [e for e in events(worker) if e["level"] == "error"]
+    assert "--store" in str(error["error"])
+    redis_client.set(KEYS.task, "x")
+    worker = start()
+    assert worker.wait(20) == 1
+    assert any("another type" in str(e.get("error")) for e in events(worker))
+
+
+def test_a_wrong_limit_is_refused_before_anything_starts(start: Start) -> None:
+    worker = start("--concurrency", "many")
+    assert worker.wait(20) == 2
+    said = worker.log.read_text()  # type: ignore[attr-defined]
+    assert (
+        said == "dlconsole: command line: key 'worker.concurrency': accepted: a whole number from 1 to 4096\n"
+    )
+
+
+def test_no_password_in_the_process_list_or_the_log(start: Start) -> None:
+    with PrivateRedis() as server, connect(server.url, name="test") as client:
+        client.config_set("requirepass", "s3cret")
+        worker = start(DLCONSOLE_REDIS=server.url.replace("unix://", "unix://:s3cret@"))
+        with connect(server.url.replace("unix://", "unix://:s3cret@"), name="test") as inside:
+            until(lambda: inside.hlen(KEYS.workers) == 1)
+        shown = [part for p in (psutil.Process(worker.pid), *children_of(worker)) for part in p.cmdline()]
+        assert not any("s3cret" in part for part in shown)
+        worker.terminate()
+        assert worker.wait(15) == 0
+        assert "s3cret" not in worker.log.read_text()  # type: ignore[attr-defined]
+        assert "***" in worker.log.read_text()  # type: ignore[attr-defined]
+
+
+def test_without_a_configured_redis_workers_share_the_own_one(
+    start: Start, home: Path, web: SimulatedWeb
+) -> None:
+    own = EmbeddedRedis(home / ".local/state/dlconsole/redis")
+    first = start(DLCONSOLE_REDIS="")
+    second = start(DLCONSOLE_REDIS="")
+    until(own.is_running)
+    own.ensure_running()  # waits until the one that they started answers
+    with connect(own.url, name="test") as client:
+        until(lambda: client.hlen(KEYS.workers) == 2)
+        client.lpush(KEYS.task, task(f"http://{web.address}/as/good/x"))
+        until(lambda: stored(client) == 1)
+    for worker in (first, second):
+        worker.terminate()
+        assert worker.wait(15) == 0
+    assert own.is_running()  # it outlives them
+    assert own.stop()
