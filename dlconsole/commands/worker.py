@@ -2,6 +2,7 @@
 
 SIGTERM, SIGINT or SIGHUP ends them cleanly: nothing more is claimed, running fetches may finish
 within the drain deadline, the rest goes back to the queue. A second signal ends them at once.
+Under nohup, SIGHUP is ignored.
 
 example:
   dlconsole --worker --processes 4 --concurrency 128 --store /data --redis redis://10.0.0.5/0
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from dlconsole import log
     from dlconsole.services import embedded
     from dlconsole.services.connection import describe
-    from dlconsole.services.supervisor import WorkerGroup
+    from dlconsole.services.supervisor import WorkerGroup, stop_signals
 
     loaded = load_settings(args)
     logger = log.configure(loaded.settings.log)
@@ -72,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     asked = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        group.stop(signal="kill" if asked.is_set() else "terminate")
+        group.stop("kill" if asked.is_set() else "drain")
         asked.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, handle)
     while not group.ended and not asked.is_set():
         group.tend()

@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from dlconsole.services import manifests
-from dlconsole.services.connection import connect, translated
+from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import SENTINEL
 from dlconsole.settings import Settings
@@ -161,6 +161,7 @@ def feed(
         _feed_blocks(path, settings, skip, report, lambda _items: None, on_progress)
         return report
     with connect(settings.redis, name="dlconsole-feed") as client, translated(settings.redis):
+        check_version(client.info("server"), settings.redis)
         pusher = _Pusher(client, Keys(settings.dataset), report)
         try:
             _feed_blocks(path, settings, skip, report, pusher.push, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,12 @@ _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
 _HEALTHY_S: Final = 60.0
 """A worker that lived this long died of something new: the delays begin anew."""
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that end a worker cleanly; not SIGHUP where nohup has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT) if ignored else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -80,12 +87,12 @@ class WorkerGroup:
             elif not slot.ended and not self._stopping and time.monotonic() >= slot.start_at:
                 self._start(slot)
 
-    def stop(self, *, signal: Literal["terminate", "kill"] = "terminate") -> None:
-        """Ask every worker to drain (`terminate`) or end them now (`kill`); starts no more."""
+    def stop(self, how: Literal["drain", "kill"] = "drain") -> None:
+        """Ask every worker to drain, or end them now; starts no more."""
         self._stopping = True
         for slot in self._slots:
             if slot.process is not None and slot.process.poll() is None:
-                slot.process.kill() if signal == "kill" else slot.process.terminate()
+                slot.process.kill() if how == "kill" else slot.process.terminate()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait for the workers to end; those that have not after `timeout_s` are killed.
@@ -133,7 +140,7 @@ class WorkerGroup:
             except BrokenPipeError:
                 pass
         slot.process = None
-        if code == 0:
+        if code == 0 or (self._stopping and code == -signal.SIGTERM):  # SIGTERM kills only before it begins
             slot.ended = True
         elif code == EXIT_UNUSABLE:
             slot.ended = self.failed = True

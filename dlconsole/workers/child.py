@@ -17,7 +17,7 @@ import msgspec
 
 from dlconsole import log
 from dlconsole.errors import DlconsoleError
-from dlconsole.services.supervisor import EXIT_UNUSABLE, Order
+from dlconsole.services.supervisor import EXIT_UNUSABLE, Order, stop_signals
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
 
@@ -57,7 +57,7 @@ def _stop_on_signals(downloader: Downloader) -> None:
         asked = True
         downloader.request_stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, handle)
 
 

@@ -23,7 +23,7 @@ from dlconsole.errors import FencedError, RedisUnavailable
 from dlconsole.log import Logger
 from dlconsole.model import HistoryPoint, SessionStats
 from dlconsole.services import history, hosts
-from dlconsole.services.connection import connect, translated
+from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Session, new_session_id
 from dlconsole.services.scripts import script
@@ -270,6 +270,8 @@ class Courier:
         history.add(self._client, keys, HistoryPoint(at_ms, stored, failed, queued, bytes_per_s))
 
     def _open(self) -> None:
+        with translated(self._settings.redis):
+            check_version(self._client.info("server"), self._settings.redis)
         self._server_ms = self._session.open()
         self._tally.begin(self._server_ms)
         self._log.info("session opened", session=self._session.id)

@@ -45,7 +45,7 @@ class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
     def __init__(self, settings: Settings, log: Logger, *, until_empty: bool = False) -> None:
-        """Raises StoreError where the store cannot be opened."""
+        """Raises StoreError where the store cannot be opened, ConfigError where a setting names nothing."""
         self._settings = settings
         self._log = log
         self._store = Store(settings.worker.store_dir)

@@ -111,6 +111,21 @@ def test_a_signal_ends_it_cleanly_within_the_deadline(
     assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.workers, KEYS.error) == 0
 
 
+def test_under_nohup_a_hang_up_is_ignored(start: Start, redis_client: redis.Redis, web: SimulatedWeb) -> None:
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        worker = start()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    until(lambda: redis_client.hlen(KEYS.workers) == 1)
+    worker.send_signal(signal.SIGHUP)
+    redis_client.lpush(KEYS.task, task(f"http://{web.address}/as/good/x"))
+    until(lambda: stored(redis_client) == 1)
+    assert worker.poll() is None
+    worker.terminate()
+    assert worker.wait(15) == 0
+
+
 def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     start: Start, redis_client: redis.Redis, web: SimulatedWeb
 ) -> None:
@@ -171,6 +186,9 @@ def test_what_only_a_person_can_mend_ends_it_with_a_plain_error(
     assert worker.wait(20) == 1
     (error,) = [e for e in events(worker) if e["level"] == "error"]
     assert "--store" in str(error["error"])
+    worker = start("--ca-file", str(tmp_path / "none.pem"))
+    assert worker.wait(20) == 1
+    assert any("ca_file" in str(e.get("error")) for e in events(worker))
     redis_client.set(KEYS.task, "x")
     worker = start()
     assert worker.wait(20) == 1

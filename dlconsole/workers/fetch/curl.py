@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import certifi
 import pycurl
 
+from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
@@ -156,6 +157,11 @@ class CurlEngine(Generic[T]):
     """See `Engine`. Owns `concurrency` easy handles and one multi handle."""
 
     def __init__(self, settings: FetchSettings, concurrency: int) -> None:
+        """Raises ConfigError where the file of certificate authorities cannot be read: with it every
+        https task would fail.
+        """
+        if settings.ca_file is not None and not os.access(settings.ca_file, os.R_OK):
+            raise ConfigError(f"fetch.ca_file {settings.ca_file}: no such file, or not readable")
         self._settings = settings
         self._guard = AddressGuard(settings.allow_networks)
         self._multi = pycurl.CurlMulti()
