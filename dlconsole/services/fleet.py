@@ -86,8 +86,7 @@ class FleetReader:
         keys = self._keys
         pipe: Pipeline = self._client.pipeline(transaction=False)
         counts = script("counts")
-        count_keys = [keys.task, keys.error, keys.stored, keys.failed, keys.fed, keys.delayed, keys.sessions]
-        pipe.execute_command("EVALSHA", counts.sha, len(count_keys), *count_keys, keys.in_flight_prefix)
+        pipe.execute_command("EVALSHA", counts.sha, len(keys.counted), *keys.counted, keys.in_flight_prefix)
         pipe.zrange(keys.lease, 0, -1, withscores=True)
         pipe.hgetall(keys.workers)
         pipe.hgetall(keys.hosts)

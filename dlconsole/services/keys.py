@@ -106,3 +106,8 @@ class Keys:
     def history_turn(self) -> str:
         """STRING with a TTL: whoever sets it writes the next history point."""
         return self._prefix + "history:turn"
+
+    @property
+    def counted(self) -> list[str]:
+        """The keys of the `counts` script, in its order."""
+        return [self.task, self.error, self.stored, self.failed, self.fed, self.delayed, self.sessions]

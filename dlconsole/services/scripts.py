@@ -32,6 +32,7 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script in `lua/<name>.lua`."""
-    source = files("dlconsole.services").joinpath("lua", f"{name}.lua").read_bytes()
+    """The script in `lua/<name>.lua`, behind what `lua/common.lua` defines."""
+    folder = files("dlconsole.services").joinpath("lua")
+    source = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", name))
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())

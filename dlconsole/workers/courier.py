@@ -257,8 +257,7 @@ class Courier:
 
     def _add_history_point(self) -> None:
         keys = self._keys
-        count_keys = [keys.task, keys.error, keys.stored, keys.failed, keys.fed, keys.delayed, keys.sessions]
-        counted = script("counts").run(self._client, count_keys, keys.in_flight_prefix)
+        counted = script("counts").run(self._client, keys.counted, keys.in_flight_prefix)
         at_ms, queued, _, _, stored, failed, *_ = counted
         bytes_per_s = 0.0
         if self._client.hlen(keys.workers) <= _MAX_SUMMED:

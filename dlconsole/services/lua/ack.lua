@@ -13,15 +13,6 @@
 -- the tasks went to another session, changes nothing. Types are checked first, and HDEL comes before
 -- any command that Redis refuses when out of memory: an ack is never half applied.
 
-local CHUNK = 1000
-
-local function expect(key, wanted)
-  local found = redis.call('TYPE', key).ok
-  if found ~= wanted and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. wanted)
-  end
-end
-
 local function expect_number(key)
   local value = redis.call('GET', key)
   if value and not string.match(value, '^-?%d+$') then
@@ -50,9 +41,7 @@ end
 if stored > 0 then redis.call('INCRBY', KEYS[2], stored) end
 if failed > 0 then redis.call('INCRBY', KEYS[3], failed) end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline = redis.call('ZSCORE', KEYS[5], sid)
-if not deadline or tonumber(deadline) <= now then return {'FENCED', stored, failed} end
-redis.call('ZADD', KEYS[5], string.format('%.0f', now + ARGV[2]), sid)
+local now = clock()
+if not is_live(KEYS[5], sid, now) then return {'FENCED', stored, failed} end
+renew(KEYS[5], sid, now, ARGV[2])
 return {'OK', stored, failed}

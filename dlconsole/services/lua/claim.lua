@@ -18,28 +18,14 @@
 -- that Redis refuses when out of memory, so a claim never fails half way.
 
 local SENTINEL = 'stop_this_task'
-local CHUNK = 1000
-
-local function expect(key, wanted)
-  local found = redis.call('TYPE', key).ok
-  if found ~= wanted and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. wanted)
-  end
-end
 
 local wrong = expect(KEYS[1], 'list') or expect(KEYS[2], 'zset') or expect(KEYS[3], 'hash')
   or expect(KEYS[4], 'hash')
 if wrong then return wrong end
 
 local sid, batch, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline = redis.call('ZSCORE', KEYS[2], sid)
-if not deadline or tonumber(deadline) <= now then return {'FENCED', 0} end
-
-local function renew()
-  redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[4]), sid)
-end
+local now = clock()
+if not is_live(KEYS[2], sid, now) then return {'FENCED', 0} end
 
 -- Batches are compared as numbers but kept as the strings they came as.
 local last = redis.call('HGET', KEYS[3], '_last')
@@ -55,13 +41,13 @@ if last then
         reply[#reply + 1] = item
       end
     end
-    renew()
+    renew(KEYS[2], sid, now, ARGV[4])
     return reply
   end
 end
 
 if redis.call('HGET', KEYS[4], 'paused') == '1' then
-  renew()
+  renew(KEYS[2], sid, now, ARGV[4])
   return {'PAUSED', 0}
 end
 
@@ -84,16 +70,16 @@ for i = 1, #items do
 end
 
 local reply = {'OK', stop}
-local pairs_ = {'_last', stop == 1 and batch .. ' stop' or batch}
+local fields = {'_last', stop == 1 and batch .. ' stop' or batch}
 for i = 1, taken do
-  pairs_[#pairs_ + 1] = batch .. ':' .. (i - 1)
-  pairs_[#pairs_ + 1] = items[i]
+  fields[#fields + 1] = batch .. ':' .. (i - 1)
+  fields[#fields + 1] = items[i]
   reply[#reply + 1] = items[i]
-  if #pairs_ >= CHUNK then
-    redis.call('HSET', KEYS[3], unpack(pairs_))
-    pairs_ = {}
+  if #fields >= CHUNK then
+    redis.call('HSET', KEYS[3], unpack(fields))
+    fields = {}
   end
 end
-if #pairs_ > 0 then redis.call('HSET', KEYS[3], unpack(pairs_)) end
-renew()
+if #fields > 0 then redis.call('HSET', KEYS[3], unpack(fields)) end
+renew(KEYS[2], sid, now, ARGV[4])
 return reply

@@ -11,10 +11,8 @@
 -- Safe to repeat: the second time there is no in-flight hash. The type is checked before anything
 -- moves, and the hash is deleted before the pushes, so it runs even when Redis is out of memory.
 
-local found = redis.call('TYPE', KEYS[1]).ok
-if found ~= 'list' and found ~= 'none' then
-  return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' is a ' .. found .. ', expected a list')
-end
+local wrong = expect(KEYS[1], 'list')
+if wrong then return wrong end
 
 local held = redis.call('HGETALL', KEYS[2])
 local items = {}

@@ -19,9 +19,8 @@ for _, sid in ipairs(redis.call('SMEMBERS', KEYS[7])) do
   local held = redis.call('HLEN', ARGV[1] .. sid)
   if held > 0 then in_flight = in_flight + held - redis.call('HEXISTS', ARGV[1] .. sid, '_last') end
 end
-local time = redis.call('TIME')
 return {
-  time[1] * 1000 + math.floor(time[2] / 1000),
+  clock(),
   redis.call('LLEN', KEYS[1]),
   in_flight,
   redis.call('ZCARD', KEYS[6]),

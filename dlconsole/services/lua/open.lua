@@ -7,8 +7,7 @@
 --
 -- Safe to repeat: the same id gets the same two entries, with a later deadline.
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = clock()
 redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+renew(KEYS[1], ARGV[1], now, ARGV[2])
 return now

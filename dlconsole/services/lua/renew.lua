@@ -7,10 +7,8 @@
 --
 -- Safe to repeat: it overwrites.
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not deadline or tonumber(deadline) <= now then return {'FENCED', now} end
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+local now = clock()
+if not is_live(KEYS[1], ARGV[1], now) then return {'FENCED', now} end
+renew(KEYS[1], ARGV[1], now, ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 return {'OK', now}
