@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "worker": "headless downloaders, the same as `dlconsole --worker`",
     "feed": "put URL lists into the queue",
     "demo": "the whole path on a simulated web: feed, two workers, the console on top",
-    "redis": "the Redis that dlconsole runs by itself: status, stop",
+    "redis": "the Redis that dlconsole runs by itself: status, start, stop",
     "config": "show the settings and where each comes from",
 }
 
@@ -87,11 +87,11 @@ def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
     """The command's name, '' for dlconsole itself, and the other words; common options may come first."""
+    if "--worker" in words and words[0] not in COMMANDS:
+        return "worker", [word for word in words if word != "--worker"]
     for index, word in enumerate(words):
         if word in COMMANDS and (index == 0 or words[index - 1] not in _VALUE_OPTIONS):
             return word, words[:index] + words[index + 1 :]
-    if "--worker" in words:
-        return "worker", [word for word in words if word != "--worker"]
     if words and not words[0].startswith("-"):
         _top_parser().error(f"unknown command {words[0]!r} (commands: {', '.join(COMMANDS)})")
     is_top = any(word in {"-h", "--help", "--version"} for word in words)

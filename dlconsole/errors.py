@@ -3,6 +3,7 @@
 DlconsoleError              anything a command reports in one line and exits for
 ├── ConfigError             a wrong key, type or unit; an unreadable file
 ├── UsageError              arguments that do not go together
+├── ReadOnlyError           a read-only context was asked to change something
 ├── RedisError              the server cannot be used
 │   ├── RedisUnavailable    not reachable, loading, out of memory: worth another try
 │   └── RedisUnusable       wrong version, wrong password, a key of another type: a person must act
@@ -29,6 +30,12 @@ class ConfigError(DlconsoleError):
 
 class UsageError(DlconsoleError):
     """Arguments that do not go together."""
+
+    exit_code = 2
+
+
+class ReadOnlyError(DlconsoleError):
+    """A read-only context was asked to change something."""
 
     exit_code = 2
 

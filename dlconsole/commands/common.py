@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlconsole.settings import Loaded
+    from dlconsole.config import Loaded
 
 
 def load_settings(args: argparse.Namespace) -> Loaded:
@@ -15,7 +15,7 @@ def load_settings(args: argparse.Namespace) -> Loaded:
 
     Prints the warnings to stderr. Raises ConfigError.
     """
-    from dlconsole.settings import load
+    from dlconsole.config import load
 
     flags = {
         key: value

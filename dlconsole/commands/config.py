@@ -12,7 +12,7 @@ import sys
 from typing import Any, Final
 
 from dlconsole.commands.common import load_settings
-from dlconsole.settings import Loaded, config_path, flat
+from dlconsole.config import Loaded, config_path, flat
 
 _EPILOG: Final = """\
 examples:

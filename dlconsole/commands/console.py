@@ -24,8 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open the console; 0 when it was quit."""
     loaded = load_settings(args)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("the console needs a terminal; without one, see: dlconsole --help")
+    # Textual draws on standard error.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "the console needs a terminal as standard input and standard error; "
+            "without one, see: dlconsole --help"
+        )
     from dlconsole.app import run_console
     from dlconsole.services import embedded
     from dlconsole.services.connection import describe

@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--tasks takes 1 to 10000000, --processes 1 to 64")
     if args.concurrency is not None and not 1 <= args.concurrency <= 4096:
         raise UsageError("--concurrency takes 1 to 4096")
-    watched = not (args.headless or args.json) and sys.stdin.isatty() and sys.stdout.isatty()
+    watched = not (args.headless or args.json) and all(
+        s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)
+    )
     plan = DemoPlan(
         tasks=args.tasks,
         urls=args.urls,
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     with _terminable(), Demo(plan, settings) as demo:
         if watched:
             return _run_console(demo)
-        with _progress(demo.fed.tasks, quiet=args.json) as draw:
+        with _progress(demo.fed.tasks, args.processes, quiet=args.json) as draw:
             result = demo.watch(draw)
     _print_result(result, as_json=args.json)
     return 0 if result.accounted else 1
@@ -101,7 +103,7 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[FleetSnapshot], None]]:
+def _progress(total: int, processes: int, *, quiet: bool) -> Iterator[Callable[[FleetSnapshot], None]]:
     """A bar on a terminal's stderr; elsewhere a line at the start."""
     if quiet:
         yield lambda _snapshot: None
@@ -118,7 +120,9 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[FleetSnapshot], 
         TimeRemainingColumn(),
     ]
     if not console.is_terminal:
-        console.print(f"dlconsole demo: {total:,} tasks on a simulated web, two workers, a private Redis …")
+        console.print(
+            f"dlconsole demo: {total:,} tasks on a simulated web, {processes} workers, a private Redis …"
+        )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("downloading", total=total, speed="-")
 

@@ -53,8 +53,6 @@ def run(args: argparse.Namespace) -> int:
     if args.skip < 0 or (args.skip and len(args.files) > 1):
         raise UsageError("--skip takes a number of lines, and goes with one file")
     settings = load_settings(args).settings
-    if settings.read_only and not args.dry_run:
-        raise UsageError("this context is read-only: feeding is refused (use --dry-run to look)")
     total = manifests.total_bytes(args.files)
     if not args.dry_run:
         settings = embedded.resolve(settings)

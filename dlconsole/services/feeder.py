@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 from dlconsole.services import manifests
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
+from dlconsole.services.permission import require_writable
 from dlconsole.services.queue import SENTINEL
 from dlconsole.settings import Settings
 
@@ -153,13 +154,14 @@ def feed(
 ) -> FeedReport:
     """Feed one file, from line `skip` on; `on_progress` is called after each block, and ends it by False.
 
-    `push=False` only reads and counts. Raises FeedError, RedisUnavailable, RedisUnusable; the report
-    that `on_progress` saw last then says how far it came.
+    `push=False` only reads and counts. Raises FeedError, ReadOnlyError, RedisUnavailable,
+    RedisUnusable; the report that `on_progress` saw last then says how far it came.
     """
     report = FeedReport()
     if not push:
         _feed_blocks(path, settings, skip, report, lambda _items: None, on_progress)
         return report
+    require_writable(settings, "feeding")
     with connect(settings.redis, name="dlconsole-feed") as client, translated(settings.redis):
         check_version(client.info("server"), settings.redis)
         pusher = _Pusher(client, Keys(settings.dataset), report)

@@ -12,6 +12,7 @@ from typing import IO, Final, Literal
 import msgspec
 
 from dlconsole.log import Logger
+from dlconsole.services.permission import require_writable
 from dlconsole.settings import Settings
 
 EXIT_UNUSABLE: Final = 3
@@ -58,6 +59,8 @@ class WorkerGroup:
     def __init__(
         self, settings: Settings, log: Logger, *, until_empty: bool = False, stderr: IO[bytes] | None = None
     ) -> None:
+        """Raises ReadOnlyError: workers change the queue."""
+        require_writable(settings, "downloading")
         self.failed = False
         """Whether a worker ended for a reason that a person must see to, or was ended by force."""
         self.replaced = 0

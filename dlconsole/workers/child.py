@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Final
 
@@ -22,6 +23,7 @@ from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
 
 _EXIT_AT_ONCE: Final = 130
+_SAME_SIGNAL_S: Final = 1.0
 
 
 def main() -> int:
@@ -47,15 +49,20 @@ def main() -> int:
 
 
 def _stop_on_signals(downloader: Downloader) -> None:
-    """The first signal drains; a second one ends at once, and what was claimed stays claimed."""
-    asked = False
+    """The first signal drains; a second one ends at once, and what was claimed stays claimed.
+
+    One that follows at once is the same one: a service manager signals the whole group, and the
+    supervisor passes its own on.
+    """
+    asked_at: float | None = None
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            downloader.request_stop()
+        elif time.monotonic() - asked_at > _SAME_SIGNAL_S:
             os._exit(_EXIT_AT_ONCE)
-        asked = True
-        downloader.request_stop()
 
     for number in stop_signals():
         signal.signal(number, handle)

@@ -89,6 +89,7 @@ class Courier:
         self._work = threading.Event()
         self._close_by: float | None = None
         self._held = 0
+        self._closed = False
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._server_ms = 0
@@ -134,9 +135,8 @@ class Courier:
         self._close_by = time.monotonic() + within_s
         self._work.set()
         self._thread.join(within_s + 15)
-        closed = not self._thread.is_alive() and self._held == 0
         self._client.close()
-        return closed
+        return self._closed
 
     # -- the thread ------------------------------------------------------------------------
 
@@ -280,6 +280,7 @@ class Courier:
             self._flush()
         given_back = self._session.close()
         self._held = 0
+        self._closed = True
         self._log.info("session closed", session=self._session.id, given_back=given_back)
 
     def _replace_session(self, error: FencedError) -> None:

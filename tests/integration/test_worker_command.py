@@ -145,6 +145,54 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     assert held + redis_client.llen(KEYS.task) == 20
 
 
+def test_a_signal_to_the_whole_group_is_one_signal(
+    start: Start, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """As a service manager sends it: to the supervisor and, beside it, to the workers."""
+    redis_client.lpush(
+        KEYS.task, *(task(f"http://{web.address}/as/slow/{i}", f"/ds/{i}.jpg") for i in range(500))
+    )
+    worker = start("--processes", "2", "--concurrency", "8", "--drain", "3s")
+    until(lambda: stored(redis_client) > 4)
+    for process in [*children_of(worker), psutil.Process(worker.pid)]:
+        process.terminate()
+    assert worker.wait(15) == 0
+    assert stored(redis_client) + redis_client.llen(KEYS.task) == 500
+    assert redis_client.exists(KEYS.lease, KEYS.sessions) == 0
+
+
+def test_a_closed_log_costs_lines_not_the_worker(
+    redis_url: str, redis_client: redis.Redis, web: SimulatedWeb, tmp_path: Path
+) -> None:
+    redis_client.lpush(KEYS.task, *(task(f"http://{web.address}/as/good/{i}") for i in range(50)))
+    read, write = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "dlconsole",
+        "--worker",
+        "--until-empty",
+        "--redis",
+        redis_url,
+        "--dataset",
+        "ds",
+    ]
+    command += ["--store", str(tmp_path / "s"), "--allow-network", "127.0.0.0/8"]
+    worker = subprocess.Popen(command, stderr=write)
+    os.close(write)
+    os.close(read)
+    assert worker.wait(30) == 0
+    assert stored(redis_client) == 50
+
+
+def test_a_read_only_context_starts_no_worker(start: Start, redis_client: redis.Redis) -> None:
+    redis_client.lpush(KEYS.task, b"{}")
+    worker = start(DLCONSOLE_READ_ONLY="true")
+    assert worker.wait(20) == 2
+    assert "read-only: downloading is refused" in worker.log.read_text()  # type: ignore[attr-defined]
+    assert redis_client.llen(KEYS.task) == 1
+
+
 def test_a_dead_child_is_replaced_and_logged(
     start: Start, redis_client: redis.Redis, web: SimulatedWeb
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dlconsole import cli
 from dlconsole.cli import COMMANDS, main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,17 +47,6 @@ def test_help_lists_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     assert all(re.search(rf"^  {name} +\w", out, re.MULTILINE) for name in COMMANDS)
-
-
-def test_help_loads_nothing_heavy() -> None:
-    heavy = ("textual", "redis", "pydantic", "pycurl", "numpy", "PIL", "rich", "msgspec")
-    code = (
-        "import sys; from dlconsole.cli import main\n"
-        "try: main(['--help'])\n"
-        f"except SystemExit: print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
 
 
 def test_an_unknown_command_is_wrong_use(run: Run) -> None:
@@ -162,3 +152,20 @@ def test_config_path_prints_only_the_path_also_for_a_wrong_file(run: Run, home: 
         f"{tmp_path}/c.toml\n",
         "exists\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "rest"),
+    [
+        (["feed", "f"], "feed", ["f"]),
+        (["--redis", "R", "feed", "f"], "feed", ["--redis", "R", "f"]),
+        (["--dataset", "feed"], "console", ["--dataset", "feed"]),
+        (["--worker", "--store", "demo"], "worker", ["--store", "demo"]),
+        (["--redis", "R", "--worker"], "worker", ["--redis", "R"]),
+        (["config", "show", "--config", "F"], "config", ["show", "--config", "F"]),
+        (["--help"], "", ["--help"]),
+        ([], "console", []),
+    ],
+)
+def test_the_command_is_found_among_its_options(words: list[str], name: str, rest: list[str]) -> None:
+    assert cli._split_command(words) == (name, rest)

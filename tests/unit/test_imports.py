@@ -1,0 +1,36 @@
+"""What each way to start dlconsole loads: a module too many costs every start of every worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HEAVY = ("textual", "redis", "pydantic", "pycurl", "rich", "msgspec", "numpy", "PIL", "psutil", "structlog")
+WORKER = ("dlconsole.workers.child", "dlconsole.commands.worker", "dlconsole.services.supervisor")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level packages in `sys.modules` of a fresh interpreter behind `code`."""
+    report = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    words = [sys.executable, "-c", f"{code}\n{report}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help_loads_none_of_the_libraries() -> None:
+    code = "from dlconsole.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    loaded = loaded_by(code)
+    assert "dlconsole" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_worker_loads_neither_textual_nor_what_only_the_demo_needs() -> None:
+    loaded = loaded_by("".join(f"import {name}\n" for name in WORKER))
+    assert {"dlconsole", "redis", "pycurl"} <= loaded
+    assert loaded.isdisjoint({"textual", "numpy", "PIL"})  # rich comes with structlog
+
+
+def test_the_package_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "dlconsole", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: dlconsole [COMMAND]")
