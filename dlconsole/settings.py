@@ -339,6 +339,11 @@ def rule_of(field: FieldInfo | None) -> str:
     return f"{noun} above 0 and up to {high}" if high is not None else noun
 
 
+def redis_name(settings: Settings) -> str:
+    """Which Redis is in use, in words for a header or a log; never its password."""
+    return mask_url(settings.redis) if settings.redis else "own Redis on this machine"
+
+
 def mask_url(url: str) -> str:
     """The URL with its password, also one in the query, replaced by `***`."""
     try:

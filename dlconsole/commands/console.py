@@ -31,8 +31,11 @@ def run(args: argparse.Namespace) -> int:
             "without one, see: dlconsole --help"
         )
     from dlconsole.app import run_console
-    from dlconsole.services import embedded
-    from dlconsole.services.connection import describe
+    from dlconsole.settings import redis_name
 
-    settings = embedded.resolve(loaded.settings)
-    return run_console(settings, describe(loaded.settings))
+    settings = loaded.settings
+    if not settings.redis:  # else Redis is not even imported before the first picture
+        from dlconsole.services import embedded
+
+        settings = embedded.resolve(settings)
+    return run_console(settings, redis_name(loaded.settings))

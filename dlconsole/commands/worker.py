@@ -56,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
     """Supervise the workers until they end; 0 when all ended as they should."""
     from dlconsole import log
     from dlconsole.services import embedded
-    from dlconsole.services.connection import describe
     from dlconsole.services.supervisor import WorkerGroup, stop_signals
+    from dlconsole.settings import redis_name
 
     loaded = load_settings(args)
     logger = log.configure(loaded.settings.log)
     settings = embedded.resolve(loaded.settings)
     logger.info(
         "starting",
-        redis=describe(loaded.settings),
+        redis=redis_name(loaded.settings),
         dataset=settings.dataset,
         processes=settings.worker.processes,
         store=str(settings.worker.store_dir.absolute()),

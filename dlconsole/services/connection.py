@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from dlconsole.errors import RedisError, RedisUnavailable, RedisUnusable
-from dlconsole.settings import Settings, mask_url
+from dlconsole.settings import mask_url
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0
@@ -101,8 +101,3 @@ def check_version(info: dict[str, Any], url: str) -> str:
             f"Redis at {mask_url(url)} is {version}; dlconsole needs 6.2 or newer (or Valkey): upgrade it"
         )
     return version
-
-
-def describe(settings: Settings) -> str:
-    """Which Redis is in use, in words for a header or a log; never its password."""
-    return mask_url(settings.redis) if settings.redis else "own Redis on this machine"
