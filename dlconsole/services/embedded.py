@@ -374,16 +374,6 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"redis": EmbeddedRedis.of(settings).ensure_running()})
 
 
-def describe_embedded(settings: Settings, version: str = "") -> str:
-    """Which Redis is in use, for a header or a log; never its password.
-
-    'own Redis 6.2.14 (unix socket)' for the own one, resolved or not; otherwise the server's URL.
-    """
-    if settings.redis and settings.redis != EmbeddedRedis.of(settings).url:
-        return connection.describe(settings)
-    return " ".join(word for word in ("own Redis", version, "(unix socket)") if word)
-
-
 def _count_keys(info: dict[str, Any]) -> int:
     return sum(int(v["keys"]) for k, v in info.items() if k.startswith("db") and isinstance(v, dict))
 
