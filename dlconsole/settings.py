@@ -220,6 +220,21 @@ class WorkerSettings(Section):
     """The address it goes by in the legacy disk hash; empty: the one that reaches Redis."""
 
 
+class RetrySettings(Section):
+    """`[retry]`: tasks that failed in a way that may heal."""
+
+    max_attempts: Count = Field(default=3, ge=1, le=100)
+    """How often a task is tried in all."""
+    base_s: Seconds = Field(default=30.0, gt=0, le=86400)
+    """Longest wait before the second attempt; doubled for each one after."""
+    max_s: Seconds = Field(default=3600.0, gt=0, le=604_800)
+    """Longest wait before any attempt."""
+    retry_after_s: Seconds = Field(default=3600.0, ge=0, le=604_800)
+    """Longest wait that a server's Retry-After may ask for."""
+    max_delayed: Count = Field(default=1_000_000, ge=0, le=100_000_000)
+    """Most tasks that wait for a retry at once; more fail for good."""
+
+
 class FetchSettings(Section):
     """`[fetch]`: limits of one fetch."""
 
@@ -296,6 +311,7 @@ class Settings(BaseSettings):
     contexts: dict[str, ContextSettings] = {}
     """Named connections."""
     worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
+    retry: RetrySettings = RetrySettings()
     fetch: FetchSettings = FetchSettings()
     feed: FeedSettings = FeedSettings()
     console: ConsoleSettings = ConsoleSettings()

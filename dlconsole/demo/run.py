@@ -223,6 +223,7 @@ class Demo:
                     }
                 ),
                 "fetch": base.fetch.model_copy(update=fetch),
+                "retry": base.retry.model_copy(update={"max_attempts": 2, "base_s": 1.0}),
             }
         )
 

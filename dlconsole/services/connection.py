@@ -6,6 +6,7 @@ back loses or doubles tasks. Whoever calls decides what may be repeated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -35,8 +36,11 @@ CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0
 MIN_VERSION: Final = (6, 2)
 
-_PASSING: Final = ("OOM", "MISCONF", "LOADING", "READONLY", "NOREPLICAS", "BUSY", "MASTERDOWN", "CLUSTERDOWN")
-"""Error replies that say «not now»: pause and try again. Never a task failure, never an exit."""
+_PASSING: Final = re.compile(
+    r"\b(OOM|MISCONF|LOADING|READONLY|NOREPLICAS|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b"
+)
+"""Error replies that say «not now», also from inside a script: pause and try again. Never a task
+failure, never an exit."""
 
 
 def connect(url: str, *, name: str) -> redis.Redis:
@@ -84,7 +88,7 @@ def translate(error: LibraryError, url: str) -> RedisError:
         return RedisUnavailable(f"{where} cannot be reached: {error}")
     if isinstance(error, ResponseError):
         text = str(error)
-        if text.startswith(_PASSING) or any(f"{word} " in text[:80] for word in _PASSING):
+        if _PASSING.search(text):
             return RedisUnavailable(f"{where}: {text}")
         if "WRONGTYPE" in text:
             return RedisUnusable(f"{where}: a key of this dataset has another type than dlconsole's: {text}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,9 @@ from dlconsole.services.scripts import script
 
 SENTINEL: Final = b"stop_this_task"
 """What a legacy list item contains that tells one worker to stop."""
+
+MAX_DEATHS: Final = 3
+"""An item whose sessions died this often goes to the error list; one less and it is worked on alone."""
 
 _TASK: Final = msgspec.json.Decoder(Task)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
@@ -41,11 +44,14 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One claimed batch. `paused`: the fleet is paused. `stop`: a legacy sentinel was consumed."""
+    """One claimed batch. `paused`: the fleet is paused. `stop`: a legacy sentinel was consumed.
+    `solo`: its one item is to be worked on alone, because sessions died holding it.
+    """
 
     items: tuple[Claimed, ...]
     paused: bool = False
     stop: bool = False
+    solo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,30 @@ class Counted:
 
     stored: int
     failed: int
+    delayed: int
     fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A task to be tried again: its field, in how long, the item with its history, and the error item
+    that it becomes where the delayed set is full.
+    """
+
+    field: str
+    delay_ms: int
+    item: bytes
+    error_item: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What one step of the reaper did, for the session `session_id`; '' where none was dead."""
+
+    session_id: str
+    given_back: int
+    crashed: int
+    more: bool
 
 
 def new_session_id(host: str) -> str:
@@ -97,16 +126,26 @@ class Session:
     """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, session_id: str, *, lease_s: float, url: str, batch: int = 0
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        session_id: str,
+        *,
+        lease_s: float,
+        url: str,
+        batch: int = 0,
+        max_delayed: int = 1_000_000,
     ) -> None:
-        """`batch` is where batch numbers go on from: a process that begins a second session passes
-        the last one's, so that no field ever names two items.
+        """`max_delayed` caps the delayed set: more fail for good. `batch` is where batch numbers go on
+        from: a process that begins a second session passes the last one's, so that no field ever names
+        two items.
         """
         self.id = session_id
         self._client = client
         self._keys = keys
         self._in_flight = keys.in_flight(session_id)
         self._ttl_ms = round(lease_s * 1000)
+        self._max_delayed = max_delayed
         self._url = url
         self.batch = batch
         self._claim_count = 0
@@ -127,8 +166,9 @@ class Session:
             self._claim_count = count
             self._claim_answered = False
         batch = str(self.batch)
-        keys = [self._keys.task, self._keys.lease, self._in_flight, self._keys.control]
-        code, stop, *values = self._run("claim", keys, self.id, batch, self._claim_count, self._ttl_ms)
+        keys = [self._keys.task, self._keys.lease, self._in_flight, self._keys.control, self._keys.crash]
+        arguments = (self.id, batch, self._claim_count, self._ttl_ms, MAX_DEATHS - 1)
+        code, flag, *values = self._run("claim", keys, *arguments)
         self._claim_answered = True
         if code == b"FENCED":
             raise FencedError(f"session {self.id}: its lease has run out")
@@ -137,20 +177,34 @@ class Session:
             items = tuple(Claimed(f"{batch}:{index.decode()}", raw) for index, raw in pairs)
         else:
             items = tuple(Claimed(f"{batch}:{i}", raw) for i, raw in enumerate(values))
-        return Claim(items, paused=code == b"PAUSED", stop=stop == 1)
+        return Claim(items, paused=code == b"PAUSED", stop=flag == b"stop", solo=flag == b"solo")
 
-    def ack(self, stored: Sequence[str], failed: Iterable[tuple[str, bytes]]) -> Counted:
+    def ack(
+        self, stored: Sequence[str], failed: Sequence[tuple[str, bytes]] = (), retries: Sequence[Retry] = ()
+    ) -> Counted:
         """Count tasks by their fields; failed ones come with their error item."""
-        pairs = [part for pair in failed for part in pair]
+        arguments: list[str | bytes | int] = [
+            self._ttl_ms,
+            self._max_delayed,
+            len(stored),
+            len(failed),
+            *stored,
+        ]
+        for pair in failed:
+            arguments += pair
+        for retry in retries:
+            arguments += (retry.field, retry.delay_ms, retry.item, retry.error_item)
         keys = [
             self._in_flight,
             self._keys.stored,
             self._keys.failed,
             self._keys.error,
             self._keys.lease,
+            self._keys.delayed,
         ]
-        code, n_stored, n_failed = self._run("ack", keys, self.id, self._ttl_ms, len(stored), *stored, *pairs)
-        return Counted(n_stored, n_failed, fenced=code == b"FENCED")
+        code, *numbers = self._run("ack", keys, self.id, *arguments)
+        n_stored, n_failed, n_delayed = numbers
+        return Counted(n_stored, n_failed, n_delayed, fenced=code == b"FENCED")
 
     def renew(self, stats: SessionStats) -> int:
         """Renew the lease and publish statistics; the server's clock in ms. Raises FencedError."""

@@ -22,10 +22,10 @@ import redis
 from dlconsole.errors import FencedError, RedisUnavailable
 from dlconsole.log import Logger
 from dlconsole.model import HistoryPoint, SessionStats
-from dlconsole.services import history, hosts
+from dlconsole.services import history, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
-from dlconsole.services.queue import Claimed, Session, new_session_id
+from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 from dlconsole.workers.tally import Tally
@@ -41,11 +41,14 @@ _MAX_SUMMED: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A task's end: its field, the session it was claimed in, and the error item where it failed."""
+    """An attempt's end: the task's field, the session it was claimed in, and, where it failed, either
+    the error item or the retry.
+    """
 
     field: str
     epoch: int
-    error_item: bytes | None
+    error_item: bytes | None = None
+    retry: Retry | None = None
 
 
 class Ending(Enum):
@@ -92,6 +95,9 @@ class Courier:
         self._closed = False
         self._claim_at = 0.0
         self._beat_at = 0.0
+        self._upkeep_at = 0.0
+        self._solo: Claimed | None = None
+        self._solo_runs = False
         self._server_ms = 0
         # Whatever is set: a lease that is renewed less than three times as often is not kept.
         self._heartbeat_s = min(settings.worker.heartbeat_s, settings.worker.lease_s / 3)
@@ -174,8 +180,11 @@ class Courier:
         now = time.monotonic()
         if now >= self._beat_at:
             self._beat()
+        if now >= self._upkeep_at:
+            self._upkeep()
         if self._reports:
             self._flush()
+        self._begin_solo()
         if self._wants_tasks() and now >= self._claim_at:
             self._claim()
         if len(self._reports) >= self._settings.worker.batch:
@@ -188,7 +197,9 @@ class Courier:
             self._work.clear()
 
     def _wants_tasks(self) -> bool:
-        return self.ending is Ending.NONE and len(self.tasks) <= self._low_water
+        if self.ending is not Ending.NONE or self._solo is not None or self._solo_runs:
+            return False
+        return len(self.tasks) <= self._low_water
 
     @property
     def _low_water(self) -> int:
@@ -197,7 +208,10 @@ class Courier:
     def _claim(self) -> None:
         claim = self._session.claim(self._settings.worker.batch)
         self._held += len(claim.items)
-        self.tasks.extend(claim.items)
+        if claim.solo:
+            self._solo = claim.items[0]
+        else:
+            self.tasks.extend(claim.items)
         self.state = "paused" if claim.paused else "running" if claim.items else "idle"
         if claim.stop:
             self.ending = Ending.SENTINEL
@@ -209,8 +223,36 @@ class Courier:
         # Said by a claim that found nothing when nothing was held here any more, so that a task
         # given back by somebody meanwhile was seen.
         if self._until_empty and self._held == 0 and not claim.paused and self.ending is Ending.NONE:
-            self.ending = Ending.EMPTY
+            self._end_if_empty()
         self._wake_loop()
+
+    def _end_if_empty(self) -> None:
+        """The queue is empty for good when nothing waits for its retry, and nobody holds a task that
+        their death would bring back.
+        """
+        counts = script("counts").run(self._client, self._keys.counted, self._keys.in_flight_prefix)
+        _, queued, in_flight, delayed, *_ = counts
+        if queued == in_flight == delayed == 0:
+            self.ending = Ending.EMPTY
+        elif delayed:
+            self._upkeep_at = 0.0  # one of them may be due
+
+    def _begin_solo(self) -> None:
+        """An item that sessions died holding is started when everything else is done and acked."""
+        if self._solo is not None and self._held == 1:
+            self.tasks.append(self._solo)
+            self._solo, self._solo_runs = None, True
+            self._wake_loop()
+        elif self._solo_runs and self._held == 0:
+            self._solo_runs = False
+
+    def _upkeep(self) -> None:
+        kept = upkeep.keep(self._client, self._keys, self._settings.redis)
+        self._upkeep_at = time.monotonic() + upkeep.next_round_s()
+        for session in kept.reaped:
+            self._log.warning("dead session reaped", session=session)
+        if kept.given_back or kept.crashed or kept.promoted:
+            self._log.info("upkeep", given_back=kept.given_back, crashed=kept.crashed, promoted=kept.promoted)
 
     def _flush(self) -> None:
         """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
@@ -293,6 +335,7 @@ class Courier:
         self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
         self.epoch += 1
         self._reports.clear()
+        self._solo, self._solo_runs = None, False
         self._held = 0
         self._session = self._new_session(batch=old.batch)
         self._wake_loop()
@@ -316,6 +359,7 @@ class Courier:
             lease_s=self._settings.worker.lease_s,
             url=self._settings.redis,
             batch=batch,
+            max_delayed=self._settings.retry.max_delayed,
         )
 
     def _back_off(self, failures: int, error: RedisUnavailable) -> None:

@@ -12,8 +12,8 @@ from typing import Final
 from dlconsole.errors import BadPathError, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind, Outcome, Stored
-from dlconsole.services import hosts
-from dlconsole.services.queue import Claimed, decode_task, error_item
+from dlconsole.services import hosts, retries
+from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
 from dlconsole.workers.fetch.curl import CurlEngine
@@ -177,8 +177,21 @@ class Downloader:
     def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
         if epoch == self._courier.epoch:
             self._tally.add(outcome)
-        item = error_item(claimed.raw, outcome) if isinstance(outcome, Failure) else None
-        self._courier.report(Report(claimed.field, epoch, item))
+        if isinstance(outcome, Failure):
+            self._courier.report(self._failure_report(claimed, epoch, outcome))
+        else:
+            self._courier.report(Report(claimed.field, epoch))
+
+    def _failure_report(self, claimed: Claimed, epoch: int, failure: Failure) -> Report:
+        """For good, or to be tried again: by its kind, and by how often it was tried."""
+        retry = self._settings.retry
+        attempt = retries.attempts_of(claimed.raw) + 1
+        error = error_item(claimed.raw, failure)
+        if not failure.retryable or attempt >= retry.max_attempts:
+            return Report(claimed.field, epoch, error_item=error)
+        delay_ms = round(retries.delay_s(attempt, failure, retry) * 1000)
+        item = retries.with_history(claimed.raw, attempt, failure)
+        return Report(claimed.field, epoch, retry=Retry(claimed.field, delay_ms, item, error))
 
     def _wait_for_store(self, claimed: Claimed, error: StoreError) -> None:
         if time.monotonic() >= self._store_at:

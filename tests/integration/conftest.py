@@ -33,6 +33,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
             "redis": redis_url,
             "dataset": "ds",
             "worker": {"store_dir": tmp_path / "store", "heartbeat_s": 0.2, "drain_s": 2, "concurrency": 16},
+            "retry": {"max_attempts": 1},
             "fetch": {"deadline_s": 1.5, "max_bytes": "512KiB", "allow_networks": ["127.0.0.0/8"]},
         }
     )

@@ -209,6 +209,16 @@ def test_a_deadline_holds_over_all_redirects_and_trickles(
     assert {e["error_msg"].partition(":")[0] for e in errors_of(redis_client)} == {"timeout"}
 
 
+RUNNING: list[Running] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_outlives_its_test() -> Iterator[None]:
+    yield
+    while RUNNING:
+        RUNNING.pop().stop()
+
+
 class Running:
     """A downloader in a thread, so that the test can stop it."""
 
@@ -218,6 +228,7 @@ class Running:
         self.outcome: object = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
+        RUNNING.append(self)
 
     def _run(self) -> None:
         try:

@@ -1,47 +1,60 @@
--- Report final outcomes: count each task once, and put failed ones on the error list.
+-- Report outcomes: count each final one once, put failed tasks on the error list and those that are
+-- tried again into the delayed set.
 --
 -- KEYS[1]  HASH    in flight   '<batch>:<i>' -> raw item
 -- KEYS[2]  STRING  stored      counter, shared with legacy workers
 -- KEYS[3]  STRING  failed      counter, shared with legacy workers
 -- KEYS[4]  LIST    error list  shared with legacy workers and drainers
 -- KEYS[5]  ZSET    lease       session id -> deadline, ms
--- ARGV     sid, ttl_ms, s, then s fields of stored tasks, then (field, error item) pairs
--- Returns  {code, stored, failed}: code 'OK', or 'FENCED' when the lease is missing or past; the
---          numbers are what was counted now.
+-- KEYS[6]  ZSET    delayed     '<id>:<raw item>' -> due, ms
+-- ARGV     sid, ttl_ms, the delayed set's largest size, s, f, then s fields of stored tasks, then f
+--          pairs (field, error item), then (field, delay in ms, item, error item) for each retry
+-- Returns  {code, stored, failed, delayed}: code 'OK', or 'FENCED' when the lease is missing or past;
+--          the numbers are what was counted now.
+--
+-- A retry that finds the delayed set full fails for good instead, with its error item.
 --
 -- Safe to repeat: a task counts only where HDEL finds its field, so sending an ack twice, or after
 -- the tasks went to another session, changes nothing. Types are checked first, and HDEL comes before
 -- any command that Redis refuses when out of memory: an ack is never half applied.
 
-local function expect_number(key)
-  local value = redis.call('GET', key)
-  if value and not string.match(value, '^-?%d+$') then
-    return redis.error_reply('WRONGTYPE ' .. key .. ' does not hold a number')
-  end
-end
-
 local wrong = expect(KEYS[1], 'hash') or expect(KEYS[2], 'string') or expect(KEYS[3], 'string')
-  or expect(KEYS[4], 'list') or expect(KEYS[5], 'zset') or expect_number(KEYS[2]) or expect_number(KEYS[3])
+  or expect(KEYS[4], 'list') or expect(KEYS[5], 'zset') or expect(KEYS[6], 'zset')
+  or expect_number(KEYS[2]) or expect_number(KEYS[3])
 if wrong then return wrong end
 
-local sid, stored_count = ARGV[1], tonumber(ARGV[3])
-local first_failed = 4 + stored_count
+local sid, max_delayed = ARGV[1], tonumber(ARGV[3])
+local first_failed = 6 + tonumber(ARGV[4])
+local first_retry = first_failed + 2 * tonumber(ARGV[5])
+local now = clock()
 
-local stored, failed = 0, 0
-for from = 4, first_failed - 1, CHUNK do
+local stored, failed, delayed = 0, 0, 0
+for from = 6, first_failed - 1, CHUNK do
   local to = math.min(from + CHUNK - 1, first_failed - 1)
   stored = stored + redis.call('HDEL', KEYS[1], unpack(ARGV, from, to))
 end
-for i = first_failed, #ARGV, 2 do
+for i = first_failed, first_retry - 1, 2 do
   if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then
     redis.call('LPUSH', KEYS[4], ARGV[i + 1])
     failed = failed + 1
   end
 end
+for i = first_retry, #ARGV, 4 do
+  if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then
+    if redis.call('ZCARD', KEYS[6]) < max_delayed then
+      -- The id keeps two equal items apart; it has no colon but the one behind it.
+      local id = sid .. '/' .. string.gsub(ARGV[i], ':', '.')
+      redis.call('ZADD', KEYS[6], string.format('%.0f', now + ARGV[i + 1]), id .. ':' .. ARGV[i + 2])
+      delayed = delayed + 1
+    else
+      redis.call('LPUSH', KEYS[4], ARGV[i + 3])
+      failed = failed + 1
+    end
+  end
+end
 if stored > 0 then redis.call('INCRBY', KEYS[2], stored) end
 if failed > 0 then redis.call('INCRBY', KEYS[3], failed) end
 
-local now = clock()
-if not is_live(KEYS[5], sid, now) then return {'FENCED', stored, failed} end
+if not is_live(KEYS[5], sid, now) then return {'FENCED', stored, failed, delayed} end
 renew(KEYS[5], sid, now, ARGV[2])
-return {'OK', stored, failed}
+return {'OK', stored, failed, delayed}

@@ -2,15 +2,18 @@
 --
 -- KEYS[1]  LIST  queue      shared with legacy workers, who RPOP from it
 -- KEYS[2]  ZSET  lease      session id -> deadline, ms
--- KEYS[3]  HASH  in flight  '<batch>:<i>' -> raw item; '_last' -> '<batch>' or '<batch> stop'
+-- KEYS[3]  HASH  in flight  '<batch>:<i>' -> raw item; '_last' -> '<batch>' and its flag
 -- KEYS[4]  HASH  control    'paused' -> '1' while the fleet is paused
--- ARGV     sid, batch, n, ttl_ms      batch is a number that the client counts up
--- Returns  {code, stop, ...}: code is
+-- KEYS[5]  HASH  crash      sha1 of an item -> how often a session died holding it
+-- ARGV     sid, batch, n, ttl_ms, deaths      batch is a number that the client counts up
+-- Returns  {code, flag, ...}: code is
 --            'OK'      the items follow; the k-th belongs to field '<batch>:<k-1>'
 --            'REPLAY'  this batch was taken before: (i, item) pairs of what is still in flight of it
 --            'FENCED'  the lease is missing or past; nothing was taken
 --            'PAUSED'  nothing was taken
---          stop is 1 when the batch ended at a legacy stop sentinel, which it consumed.
+--          flag is 'stop' when the batch ended at a legacy stop sentinel, which it consumed; 'solo'
+--          when it is one item that `deaths` sessions died holding: it is to be worked on alone, so
+--          that the next death tells the poison from what was merely near it; else ''.
 --
 -- Safe to repeat: the same batch number returns the same items, a smaller one takes nothing, so a
 -- lost reply neither strands nor doubles a task. Types are checked before the pop, because a script
@@ -20,20 +23,20 @@
 local SENTINEL = 'stop_this_task'
 
 local wrong = expect(KEYS[1], 'list') or expect(KEYS[2], 'zset') or expect(KEYS[3], 'hash')
-  or expect(KEYS[4], 'hash')
+  or expect(KEYS[4], 'hash') or expect(KEYS[5], 'hash')
 if wrong then return wrong end
 
 local sid, batch, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = clock()
-if not is_live(KEYS[2], sid, now) then return {'FENCED', 0} end
+if not is_live(KEYS[2], sid, now) then return {'FENCED', ''} end
 
 -- Batches are compared as numbers but kept as the strings they came as.
 local last = redis.call('HGET', KEYS[3], '_last')
 if last then
   local last_batch = tonumber(string.match(last, '^%d+'))
-  if tonumber(batch) < last_batch then return {'OK', 0} end
+  if tonumber(batch) < last_batch then return {'OK', ''} end
   if tonumber(batch) == last_batch then
-    local reply = {'REPLAY', string.find(last, 'stop', 1, true) and 1 or 0}
+    local reply = {'REPLAY', string.match(last, '%a+$') or ''}
     for i = 0, n - 1 do
       local item = redis.call('HGET', KEYS[3], batch .. ':' .. i)
       if item then
@@ -48,7 +51,7 @@ end
 
 if redis.call('HGET', KEYS[4], 'paused') == '1' then
   renew(KEYS[2], sid, now, ARGV[4])
-  return {'PAUSED', 0}
+  return {'PAUSED', ''}
 end
 
 -- Legacy workers stop at any item that contains the text; ours only where the item is not a task.
@@ -58,19 +61,33 @@ local function is_sentinel(item)
   return not (ok and type(task) == 'table' and type(task['img_url']) == 'string')
 end
 
+local has_suspects = redis.call('EXISTS', KEYS[5]) == 1
+local function is_suspect(item)
+  if not has_suspects then return false end
+  return tonumber(redis.call('HGET', KEYS[5], redis.sha1hex(item)) or 0) >= tonumber(ARGV[5])
+end
+
+-- What lies behind the end of the batch goes back, so that the next of it is at the tail again.
 local items = redis.call('RPOP', KEYS[1], n) or {}
-local taken, stop = #items, 0
+local function put_back(first)
+  for k = #items, first, -1 do redis.call('RPUSH', KEYS[1], items[k]) end
+end
+
+local taken, flag = #items, ''
 for i = 1, #items do
   if is_sentinel(items[i]) then
-    taken, stop = i - 1, 1
-    -- What lay behind the sentinel goes back, so that the next of it is at the tail again.
-    for k = #items, i + 1, -1 do redis.call('RPUSH', KEYS[1], items[k]) end
+    taken, flag = i - 1, 'stop'
+    put_back(i + 1)
+    break
+  elseif is_suspect(items[i]) then
+    taken, flag = math.max(i - 1, 1), i == 1 and 'solo' or ''
+    put_back(taken + 1)
     break
   end
 end
 
-local reply = {'OK', stop}
-local fields = {'_last', stop == 1 and batch .. ' stop' or batch}
+local reply = {'OK', flag}
+local fields = {'_last', flag == '' and batch or batch .. ' ' .. flag}
 for i = 1, taken do
   fields[#fields + 1] = batch .. ':' .. (i - 1)
   fields[#fields + 1] = items[i]

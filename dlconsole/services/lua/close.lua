@@ -14,22 +14,9 @@
 local wrong = expect(KEYS[1], 'list')
 if wrong then return wrong end
 
-local held = redis.call('HGETALL', KEYS[2])
-local items = {}
-for i = 1, #held, 2 do
-  local batch, index = string.match(held[i], '^(%d+):(%d+)$')
-  if batch then
-    items[#items + 1] = {tonumber(batch), tonumber(index), held[i + 1]}
-  end
-end
--- The first claimed is pushed last, so that it is the next to be taken.
-table.sort(items, function(a, b)
-  if a[1] ~= b[1] then return a[1] > b[1] end
-  return a[2] > b[2]
-end)
-
+local items = newest_first(redis.call('HGETALL', KEYS[2]))
 redis.call('DEL', KEYS[2])
-for i = 1, #items do redis.call('RPUSH', KEYS[1], items[i][3]) end
+for i = 1, #items do redis.call('RPUSH', KEYS[1], items[i][4]) end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('SREM', KEYS[4], ARGV[1])
 redis.call('HDEL', KEYS[5], ARGV[1])

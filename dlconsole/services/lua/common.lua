@@ -11,6 +11,13 @@ local function expect(key, wanted)
   end
 end
 
+local function expect_number(key)
+  local value = redis.call('GET', key)
+  if value and not string.match(value, '^-?%d+$') then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' does not hold a number')
+  end
+end
+
 -- The server's clock in ms: the only one that leases and delays are measured by.
 local function clock()
   local time = redis.call('TIME')
@@ -25,4 +32,35 @@ end
 -- Numbers go as text with all their digits: Lua's own formatting collapses long ones.
 local function renew(lease, sid, now, ttl_ms)
   redis.call('ZADD', lease, string.format('%.0f', now + ttl_ms), sid)
+end
+
+-- The error list's item for a task that ended here, in Redis: its own object, byte for byte, and the
+-- two legacy fields; what is no JSON object, or has those fields already, is wrapped or rewritten.
+local function error_item(item, status, message)
+  local tail = '"status": ' .. status .. ', "error_msg": ' .. cjson.encode(message) .. '}'
+  local ok, task = pcall(cjson.decode, item)
+  local body = string.match(item, '^%s*(.-)%s*$')
+  if not ok or type(task) ~= 'table' or string.sub(body, 1, 1) ~= '{' then
+    return '{"raw": ' .. cjson.encode(item) .. ', ' .. tail
+  end
+  if task['status'] == nil and task['error_msg'] == nil then
+    return string.sub(body, 1, -2) .. (next(task) and ', ' or '') .. tail
+  end
+  task['status'], task['error_msg'] = status, message
+  return cjson.encode(task)
+end
+
+-- What a session has in flight, the last claimed first: pushed to the tail in this order, the first
+-- claimed is the next to be taken again. Each is {batch, index, field, item}.
+local function newest_first(held)
+  local items = {}
+  for i = 1, #held, 2 do
+    local batch, index = string.match(held[i], '^(%d+):(%d+)$')
+    if batch then items[#items + 1] = {tonumber(batch), tonumber(index), held[i], held[i + 1]} end
+  end
+  table.sort(items, function(a, b)
+    if a[1] ~= b[1] then return a[1] > b[1] end
+    return a[2] > b[2]
+  end)
+  return items
 end

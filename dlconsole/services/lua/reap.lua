@@ -1,0 +1,71 @@
+-- Give the tasks of one dead session back, in steps, so that Redis is never held up for long.
+--
+-- KEYS[1]  LIST    queue
+-- KEYS[2]  ZSET    lease       session id -> deadline, ms
+-- KEYS[3]  SET     sessions    every session that may own an in-flight hash
+-- KEYS[4]  HASH    workers     session id -> statistics
+-- KEYS[5]  HASH    crash       sha1 of an item -> how often a session died holding it
+-- KEYS[6]  LIST    error list
+-- KEYS[7]  STRING  failed      counter
+-- ARGV     in-flight prefix (its hashes share the slot of the keys above), step, max deaths,
+--          crash memory in ms
+-- Returns  {session id or '', given back, crashed, more}: more is 1 where another call has work to do
+--
+-- A session is dead when its lease has run out, or when it is registered but has no lease at all (a
+-- Redis that lost its last second can leave that); of these a few are looked at in each call. Its
+-- lease goes first, so from here on its claims and renewals are refused; its acks find no field.
+-- Items go back behind those that are next: the first claimed is the next to be taken again.
+--
+-- Safe to repeat, and safe for many to call at once: an item moves only with its HDEL. Types are
+-- checked first; ZREM comes before any command that Redis refuses when out of memory.
+
+local SAMPLE = 16
+
+local wrong = expect(KEYS[1], 'list') or expect(KEYS[2], 'zset') or expect(KEYS[3], 'set')
+  or expect(KEYS[5], 'hash') or expect(KEYS[6], 'list') or expect_number(KEYS[7])
+if wrong then return wrong end
+
+local now = clock()
+local step, max_deaths = tonumber(ARGV[2]), tonumber(ARGV[3])
+
+local function find_dead()
+  local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1)[1]
+  if expired then return expired end
+  for _, sid in ipairs(redis.call('SRANDMEMBER', KEYS[3], SAMPLE)) do
+    if not redis.call('ZSCORE', KEYS[2], sid) then return sid end
+  end
+end
+
+local sid = find_dead()
+if not sid then return {'', 0, 0, 0} end
+local held_key = ARGV[1] .. sid
+wrong = expect(held_key, 'hash')
+if wrong then return wrong end
+-- Registered for as long as it owns anything, so that the next call finds it again.
+redis.call('ZREM', KEYS[2], sid)
+redis.call('HDEL', KEYS[4], sid)
+redis.call('SADD', KEYS[3], sid)
+
+local items = newest_first(redis.call('HGETALL', held_key))
+local given_back, crashed = 0, 0
+for i = 1, math.min(step, #items) do
+  local field, item = items[i][3], items[i][4]
+  redis.call('HDEL', held_key, field)
+  local digest = redis.sha1hex(item)
+  local deaths = redis.call('HINCRBY', KEYS[5], digest, 1)
+  if deaths >= max_deaths then
+    redis.call('HDEL', KEYS[5], digest)
+    redis.call('LPUSH', KEYS[6], error_item(item, 900, 'crashed: ' .. deaths .. ' sessions died holding it'))
+    redis.call('INCRBY', KEYS[7], 1)
+    crashed = crashed + 1
+  else
+    redis.call('RPUSH', KEYS[1], item)
+    given_back = given_back + 1
+  end
+end
+if given_back > 0 then redis.call('PEXPIRE', KEYS[5], ARGV[4]) end
+if #items <= step then
+  redis.call('DEL', held_key)
+  redis.call('SREM', KEYS[3], sid)
+end
+return {sid, given_back, crashed, 1}

@@ -1,0 +1,66 @@
+"""What every worker and console does for the fleet now and then: reap dead sessions, promote retries."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+
+from dlconsole.services.connection import translated
+from dlconsole.services.keys import Keys
+from dlconsole.services.queue import MAX_DEATHS
+from dlconsole.services.scripts import script
+
+PERIOD_S: Final = 5.0
+STEP: Final = 100
+"""Most items that one script call moves, so that Redis is never held up for long."""
+CRASH_MEMORY_MS: Final = 24 * 3_600_000
+"""How long after the last death it is remembered which items dead sessions held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one round did. `reaped` names the dead sessions whose tasks were given back."""
+
+    reaped: tuple[str, ...] = ()
+    given_back: int = 0
+    crashed: int = 0
+    promoted: int = 0
+
+
+def next_round_s() -> float:
+    """Seconds until the next round, with jitter, so that a large fleet does not call all at once."""
+    return PERIOD_S * random.uniform(0.7, 1.3)  # noqa: S311
+
+
+def keep(client: redis.Redis, keys: Keys, url: str) -> Kept:
+    """One round, in small steps, until nothing is left to do. Raises RedisUnavailable, RedisUnusable."""
+    with translated(url):
+        sessions, given_back, crashed = _reap(client, keys)
+        return Kept(sessions, given_back, crashed, _promote(client, keys))
+
+
+def _reap(client: redis.Redis, keys: Keys) -> tuple[tuple[str, ...], int, int]:
+    sessions: dict[str, None] = {}
+    given_back = crashed = 0
+    names = [keys.task, keys.lease, keys.sessions, keys.workers, keys.crash, keys.error, keys.failed]
+    more = 1
+    while more:
+        session_id, back, dead, more = script("reap").run(
+            client, names, keys.in_flight_prefix, STEP, MAX_DEATHS, CRASH_MEMORY_MS
+        )
+        if session_id:
+            sessions[session_id.decode("utf-8", "replace")] = None
+        given_back += back
+        crashed += dead
+    return tuple(sessions), given_back, crashed
+
+
+def _promote(client: redis.Redis, keys: Keys) -> int:
+    promoted, more = 0, 1
+    while more:
+        moved, more = script("promote").run(client, [keys.task, keys.delayed], STEP)
+        promoted += moved
+    return promoted

@@ -1,0 +1,261 @@
+"""Reaping dead sessions and promoting retries, on a real Redis."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+from conftest import KEYS, task
+
+from dlconsole.errors import FencedError
+from dlconsole.model import Failure, FailureKind, SessionStats
+from dlconsole.services import retries, upkeep
+from dlconsole.services.queue import MAX_DEATHS, Retry, Session, error_item, new_session_id
+from dlconsole.services.upkeep import Kept
+from dlconsole.settings import RetrySettings
+
+TIMEOUT = Failure(FailureKind.TIMEOUT, "too late")
+
+
+@pytest.fixture
+def opened(redis_client: redis.Redis, redis_url: str):
+    def open_session(**options: int) -> Session:
+        session = Session(redis_client, KEYS, new_session_id("h"), lease_s=30, url=redis_url, **options)
+        session.open()
+        return session
+
+    return open_session
+
+
+def keep(client: redis.Redis) -> Kept:
+    return upkeep.keep(client, KEYS, "redis://test")
+
+
+def expire(client: redis.Redis, *sessions: Session) -> None:
+    for session in sessions:
+        client.zadd(KEYS.lease, {session.id: 1})
+
+
+def feed(client: redis.Redis, count: int) -> list[bytes]:
+    items = [task(f"http://a.example/{i}", f"/ds/{i}.jpg") for i in range(count)]
+    client.lpush(KEYS.task, *items)
+    return items
+
+
+def queued(client: redis.Redis) -> list[bytes]:
+    return list(reversed(client.lrange(KEYS.task, 0, -1)))
+
+
+def test_a_dead_sessions_tasks_are_next_in_their_order(redis_client: redis.Redis, opened) -> None:
+    items = feed(redis_client, 600)
+    dead, alive = opened(), opened()
+    first = dead.claim(200)
+    dead.claim(50)
+    held = alive.claim(10)
+    dead.ack([first.items[5].field])
+    dead.renew(SessionStats(host="h", pid=1, started_ms=0))
+    expire(redis_client, dead)
+    kept = keep(redis_client)
+    assert kept == Kept((dead.id,), given_back=249)
+    assert queued(redis_client) == items[:5] + items[6:250] + items[260:]
+    assert redis_client.smembers(KEYS.sessions) == {alive.id.encode()}
+    assert redis_client.hlen(KEYS.workers) == 0
+    assert redis_client.exists(KEYS.in_flight(dead.id)) == 0
+    assert alive.ack([c.field for c in held.items]).stored == 10
+    assert keep(redis_client) == Kept()
+
+
+def test_a_fenced_session_counts_nothing_and_claims_nothing(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 5)
+    session = opened()
+    items = session.claim(5).items
+    expire(redis_client, session)
+    keep(redis_client)
+    late = session.ack([items[0].field], [(items[1].field, b"{}")], [Retry(items[2].field, 0, b"{}", b"{}")])
+    assert (late.stored, late.failed, late.delayed, late.fenced) == (0, 0, 0, True)
+    with pytest.raises(FencedError):
+        session.claim(1)
+    assert redis_client.llen(KEYS.task) == 5
+    assert redis_client.exists(KEYS.stored, KEYS.failed, KEYS.error, KEYS.delayed) == 0
+
+
+def test_a_session_without_any_lease_is_found(redis_client: redis.Redis, opened) -> None:
+    items = feed(redis_client, 3)
+    session = opened()
+    session.claim(3)
+    redis_client.zrem(KEYS.lease, session.id)
+    assert keep(redis_client).given_back == 3
+    assert queued(redis_client) == items
+
+
+def test_many_dead_sessions_are_reaped_in_one_round(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 500)
+    sessions = [opened() for _ in range(40)]
+    for session in sessions:
+        session.claim(10)
+    expire(redis_client, *sessions[:20])
+    for session in sessions[20:]:
+        redis_client.zrem(KEYS.lease, session.id)
+    kept = keep(redis_client)
+    assert kept.given_back == 400 and len(kept.reaped) == 40
+    assert redis_client.llen(KEYS.task) == 500
+
+
+def test_an_item_that_kills_three_sessions_ends_as_crashed_and_its_neighbours_do_not(
+    redis_client: redis.Redis, opened
+) -> None:
+    poison = task("http://a.example/poison", caption="c } {")
+    redis_client.lpush(
+        KEYS.task, *(task(f"http://a.example/{i}") for i in range(5)), poison, task("http://a.example/9")
+    )
+    done = 0
+    for _ in range(50):
+        session = opened()
+        claim = session.claim(100)
+        if not claim.items:
+            break
+        if any(c.raw == poison for c in claim.items):
+            expire(redis_client, session)
+            keep(redis_client)
+        else:
+            done += session.ack([c.field for c in claim.items]).stored
+            session.close()
+    assert done == 6
+    (error,) = redis_client.lrange(KEYS.error, 0, -1)
+    assert error.startswith(poison[:-1])
+    assert json.loads(error)["error_msg"] == "crashed: 3 sessions died holding it"
+    assert json.loads(error)["status"] == 900
+    assert redis_client.get(KEYS.failed) == b"1"
+    assert redis_client.llen(KEYS.task) == 0
+
+
+def test_a_suspect_is_claimed_alone_and_says_so_again_when_replayed(
+    redis_client: redis.Redis, opened
+) -> None:
+    items = feed(redis_client, 4)
+    for _ in range(MAX_DEATHS - 1):
+        session = opened()
+        session.claim(1)
+        expire(redis_client, session)
+        keep(redis_client)
+    session = opened()
+    claim = session.claim(4)
+    assert claim.solo and [c.raw for c in claim.items] == items[:1]
+    session._claim_answered = False
+    assert session.claim(4) == claim
+    after = session.claim(4)
+    assert not after.solo and [c.raw for c in after.items] == items[1:]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xff\xfe", b"nonsense", b"[1]", b'{"status": 5, "error_msg": "x", "a": "b"}', b"{}"]
+)
+def test_odd_items_that_kill_become_error_items_too(raw: bytes, redis_client: redis.Redis, opened) -> None:
+    redis_client.lpush(KEYS.task, raw)
+    for _ in range(MAX_DEATHS):
+        session = opened()
+        assert session.claim(1).items[0].raw == raw
+        expire(redis_client, session)
+        keep(redis_client)
+    (error,) = redis_client.lrange(KEYS.error, 0, -1)
+    fields = json.loads(error.decode("utf-8", "replace"))
+    assert fields["status"] == 900 and fields["error_msg"].startswith("crashed")
+
+
+def test_a_retry_waits_and_is_then_next(redis_client: redis.Redis, opened) -> None:
+    items = feed(redis_client, 3)
+    session = opened()
+    a, b = session.claim(2).items
+    counted = session.ack([], [], [Retry(a.field, 0, b"now:1", b"e"), Retry(b.field, 60_000, b"later", b"e")])
+    assert (counted.failed, counted.delayed) == (0, 2)
+    assert session.ack([], [], [Retry(a.field, 0, b"now:1", b"e")]).delayed == 0
+    assert redis_client.zcard(KEYS.delayed) == 2
+    assert keep(redis_client).promoted == 1
+    assert queued(redis_client) == [b"now:1", items[2]]
+    assert redis_client.zcard(KEYS.delayed) == 1
+    redis_client.zadd(KEYS.delayed, {redis_client.zrange(KEYS.delayed, 0, 0)[0]: 1})
+    assert keep(redis_client).promoted == 1
+    assert queued(redis_client)[0] == b"later"
+
+
+def test_two_equal_items_wait_as_two(redis_client: redis.Redis, opened) -> None:
+    redis_client.lpush(KEYS.task, b"{}", b"{}")
+    session = opened()
+    session.ack([], [], [Retry(c.field, 0, c.raw, b"e") for c in session.claim(2).items])
+    assert redis_client.zcard(KEYS.delayed) == 2
+    assert keep(redis_client).promoted == 2
+
+
+def test_many_due_retries_keep_the_order_in_which_they_were_due(redis_client: redis.Redis, opened) -> None:
+    redis_client.zadd(KEYS.delayed, {f"x/{i}:item {i}": i for i in range(350)})
+    assert keep(redis_client).promoted == 350
+    first_hundred = queued(redis_client)[:50]
+    assert first_hundred == [f"item {i}".encode() for i in range(300, 350)]
+
+
+def test_retries_beyond_the_cap_fail_for_good(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 3)
+    session = opened(max_delayed=1)
+    items = session.claim(3).items
+    counted = session.ack([], [], [Retry(c.field, 60_000, c.raw, error_item(c.raw, TIMEOUT)) for c in items])
+    assert (counted.delayed, counted.failed) == (1, 2)
+    assert redis_client.llen(KEYS.error) == 2
+    assert redis_client.get(KEYS.failed) == b"2"
+
+
+def test_upkeep_works_when_redis_is_out_of_memory(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 4)
+    session = opened()
+    session.claim(4)
+    expire(redis_client, session)
+    redis_client.zadd(KEYS.delayed, {"x:late": 1})
+    redis_client.config_set("maxmemory", "1")
+    try:
+        assert keep(redis_client).promoted == 1
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert redis_client.llen(KEYS.task) == 5
+
+
+def test_history_is_added_and_replaced_without_touching_the_tasks_bytes() -> None:
+    raw = b'{"img_path": "/a",  "img_url": "u",  "caption": "\\u65e5"}'
+    assert retries.attempts_of(raw) == 0
+    once = retries.with_history(raw, 1, TIMEOUT)
+    assert once.startswith(raw[:-1] + b", ")
+    assert retries.attempts_of(once) == 1
+    twice = retries.with_history(once, 2, Failure(FailureKind.HTTP_STATUS, "HTTP 503", 503))
+    assert twice.startswith(raw[:-1] + b", ")
+    assert twice.count(b"_retry") == 1
+    assert json.loads(twice)["_retry"] == {"n": 2, "status": 503, "error_msg": "http_status: HTTP 503"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"_retry": {"n": 1}, "img_url": "u"}',
+        b'{"_retry": 5}',
+        b'{"a": "x, \\"_retry\\": {"}',
+        b"{}",
+        b'{"_retry": {"n": true}}',
+    ],
+)
+def test_odd_histories_do_no_harm(raw: bytes) -> None:
+    again = json.loads(retries.with_history(raw, 2, TIMEOUT))
+    assert again["_retry"]["n"] == 2
+    assert {k: v for k, v in again.items() if k != "_retry"} == {
+        k: v for k, v in json.loads(raw).items() if k != "_retry"
+    }
+    assert retries.attempts_of(raw) in {0, 1}
+
+
+def test_delays_grow_with_full_jitter_and_honour_retry_after_up_to_a_cap() -> None:
+    settings = RetrySettings(base_s=10, max_s=60, retry_after_s=120)
+    for attempt, most in ((1, 10), (2, 20), (3, 40), (4, 60), (50, 60)):
+        drawn = [retries.delay_s(attempt, TIMEOUT, settings) for _ in range(300)]
+        assert all(0 <= d <= most for d in drawn)
+        assert max(drawn) > most * 0.8 and min(drawn) < most * 0.2
+    asked = Failure(FailureKind.HTTP_STATUS, "HTTP 429", 429, retry_after_s=90)
+    assert retries.delay_s(1, asked, settings) == 90
+    greedy = Failure(FailureKind.HTTP_STATUS, "HTTP 429", 429, retry_after_s=1e9)
+    assert retries.delay_s(1, greedy, settings) == 120
