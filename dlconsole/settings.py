@@ -235,6 +235,23 @@ class RetrySettings(Section):
     """Most tasks that wait for a retry at once; more fail for good."""
 
 
+class GuardSettings(Section):
+    """`[guard]`: when downloads wait for the store's filesystem, and when a worker gives itself up."""
+
+    max_used_bytes: Bytes = Field(default=0, ge=0, le=2**63 - 1)
+    """Most bytes used on the store's filesystem (the legacy `stop_threshold`); 0: no such limit."""
+    max_used_percent: float = Field(default=98.0, ge=1, le=100)
+    """Most percent used."""
+    min_free_bytes: Bytes = Field(default=0, ge=0, le=2**63 - 1)
+    """Least bytes free; 0: no such limit."""
+    margin_percent: float = Field(default=1.0, ge=0, le=50)
+    """How far below a limit the filesystem must be, in percent of its size, before downloads go on."""
+    check_s: Seconds = Field(default=3.0, ge=0.1, le=600)
+    """How often the filesystem is looked at."""
+    stall_s: Seconds = Field(default=120.0, ge=15, le=86400)
+    """A worker that has not moved for this long (a hung disk, a fault) gives its tasks back and ends."""
+
+
 class FetchSettings(Section):
     """`[fetch]`: limits of one fetch."""
 
@@ -312,6 +329,7 @@ class Settings(BaseSettings):
     """Named connections."""
     worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
     retry: RetrySettings = RetrySettings()
+    guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
     feed: FeedSettings = FeedSettings()
     console: ConsoleSettings = ConsoleSettings()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,6 +12,7 @@ import psutil
 import redis
 
 from dlconsole.model import HostStats
+from dlconsole.services.disk import usage_of
 from dlconsole.services.keys import LEGACY_DISK, Keys
 from dlconsole.settings import Settings
 
@@ -62,7 +61,7 @@ class HostSampler:
 
     def sample(self, at_ms: int) -> HostStats:
         """The host now; `at_ms` is the server's clock."""
-        disk = os.statvfs(_existing(self._store))
+        disk = usage_of(self._store)
         memory = psutil.virtual_memory()
         now = time.monotonic()
         elapsed_s = max(now - self._at, 1e-3)
@@ -71,11 +70,11 @@ class HostSampler:
             ip=self._ip,
             at_ms=at_ms,
             store=str(self._store.absolute()),
-            disk_total_bytes=disk.f_blocks * disk.f_frsize,
-            disk_used_bytes=(disk.f_blocks - disk.f_bfree) * disk.f_frsize,
-            disk_free_bytes=disk.f_bavail * disk.f_frsize,
-            inodes_total=disk.f_files,
-            inodes_free=disk.f_favail,
+            disk_total_bytes=disk.total_bytes,
+            disk_used_bytes=disk.used_bytes,
+            disk_free_bytes=disk.free_bytes,
+            inodes_total=disk.inodes_total,
+            inodes_free=disk.inodes_free,
             cpu_percent=psutil.cpu_percent(),
             cpus=psutil.cpu_count() or 0,
             mem_total_bytes=memory.total,
@@ -93,12 +92,6 @@ def publish(client: redis.Redis, keys: Keys, name: str, stats: HostStats) -> Non
     pipe.hset(keys.hosts, name, msgspec.json.encode(stats))
     pipe.hset(LEGACY_DISK, stats.ip.replace(".", "_"), str(stats.disk_used_bytes // GIB))
     pipe.execute()
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists already."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _network_bytes() -> tuple[int, int]:

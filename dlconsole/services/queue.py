@@ -214,6 +214,10 @@ class Session:
             raise FencedError(f"session {self.id}: its lease has run out")
         return int(now_ms)
 
+    def give_back(self, fields: Sequence[str]) -> int:
+        """Give tasks back to the tail of the queue, the first field's to be taken first; how many."""
+        return int(self._run("give_back", [self._keys.task, self._in_flight], *fields))
+
     def close(self) -> int:
         """Give back what is in flight, in its order, and drop the lease; how many went back."""
         keys = [

@@ -7,6 +7,7 @@ the courier tries again with growing pauses until the server is back.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -29,7 +30,10 @@ from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 from dlconsole.workers.tally import Tally
+from dlconsole.workers.watchdog import Thread, Watchdog
 
+EXIT_STALLED: Final = 4
+"""Exit status of a worker that gave itself up; its supervisor replaces it."""
 LINGER_S: Final = 0.1
 """How long a report may wait for others to share its ack."""
 _IDLE_CLAIM_S: Final = 0.5
@@ -89,6 +93,9 @@ class Courier:
         self._wake_loop = wake_loop
         self._fetching = fetching
         self._reports: deque[Report] = deque()
+        self._returns: deque[tuple[Claimed, int]] = deque()
+        self._held_up = ""
+        self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
         self._close_by: float | None = None
         self._held = 0
@@ -126,6 +133,28 @@ class Courier:
         self._reports.append(report)
         if len(self._reports) >= self._settings.worker.batch:
             self._work.set()
+
+    def give_back(self, claimed: Claimed, epoch: int) -> None:
+        """Give one task back untouched, for another worker or a better time."""
+        self._returns.append((claimed, epoch))
+
+    def hold(self, why: str) -> None:
+        """While there is a `why`, claim nothing, and give back what is not started."""
+        if why == self._held_up:
+            return
+        if why:
+            self._log.error("downloads wait for the store", why=why)
+        else:
+            self._log.info("the store is well again")
+        self._held_up = why
+        self._work.set()
+
+    def loop_moves(self) -> None:
+        """Say that the fetch loop is alive. It ends the process where the courier is not."""
+        silent_s = self._watchdog.beat(Thread.LOOP)
+        if silent_s:
+            self._log.critical("the courier has stalled; ending", silent_s=round(silent_s))
+            os._exit(EXIT_STALLED)
 
     def nudge(self) -> None:
         """Say that `tasks` runs low."""
@@ -178,12 +207,15 @@ class Courier:
     def _step(self) -> None:
         """Do what is due, then wait until something is."""
         now = time.monotonic()
+        self._watch_loop()
         if now >= self._beat_at:
             self._beat()
         if now >= self._upkeep_at:
             self._upkeep()
         if self._reports:
             self._flush()
+        if self._returns or (self._held_up and (self.tasks or self._solo is not None)):
+            self._give_back()
         self._begin_solo()
         if self._wants_tasks() and now >= self._claim_at:
             self._claim()
@@ -197,7 +229,7 @@ class Courier:
             self._work.clear()
 
     def _wants_tasks(self) -> bool:
-        if self.ending is not Ending.NONE or self._solo is not None or self._solo_runs:
+        if self.ending is not Ending.NONE or self._held_up or self._solo is not None or self._solo_runs:
             return False
         return len(self.tasks) <= self._low_water
 
@@ -274,6 +306,41 @@ class Courier:
         if self._until_empty and not self._held:
             self._claim_at = 0.0  # the claim that decides whether this is the end
 
+    def _give_back(self) -> None:
+        """Return tasks to the queue: those that the loop handed back and, while downloads wait, those
+        that are not started. Sent twice, it moves nothing more.
+        """
+        if self._held_up:
+            while self.tasks:
+                try:
+                    self._returns.append((self.tasks.popleft(), self.epoch))
+                except IndexError:  # the loop took the last one
+                    break
+            if self._solo is not None:
+                self._returns.append((self._solo, self.epoch))
+                self._solo = None
+        taken = list(self._returns)
+        fields = [claimed.field for claimed, epoch in taken if epoch == self.epoch]
+        if fields:
+            self._session.give_back(fields)
+            self._held -= len(fields)
+        for _ in taken:
+            self._returns.popleft()
+
+    def _watch_loop(self) -> None:
+        """A fetch loop that has stalled (a hung disk, a fault) holds tasks that others could fetch: give
+        them back and end, for the supervisor to start anew.
+        """
+        silent_s = self._watchdog.beat(Thread.COURIER)
+        if not silent_s or self._close_by is not None:
+            return
+        self._log.critical("the fetch loop has stalled; giving its tasks back", silent_s=round(silent_s))
+        try:
+            self._flush()
+            self._session.close()
+        finally:
+            os._exit(EXIT_STALLED)
+
     def _beat(self) -> None:
         started = time.monotonic()
         self._server_ms = self._session.renew(self._stats())
@@ -292,10 +359,15 @@ class Courier:
     def _stats(self) -> SessionStats:
         return self._tally.stats(
             at_ms=self._server_ms,
-            state=self.state if self.ending is Ending.NONE else "draining",
+            state=self._state(),
             in_flight=self._held,
             fetching=self._fetching(),
         )
+
+    def _state(self) -> str:
+        if self.ending is not Ending.NONE:
+            return "draining"
+        return "no store" if self._held_up else self.state
 
     def _add_history_point(self) -> None:
         keys = self._keys
@@ -335,6 +407,7 @@ class Courier:
         self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
         self.epoch += 1
         self._reports.clear()
+        self._returns.clear()
         self._solo, self._solo_runs = None, False
         self._held = 0
         self._session = self._new_session(batch=old.batch)
@@ -364,6 +437,7 @@ class Courier:
 
     def _back_off(self, failures: int, error: RedisUnavailable) -> None:
         self.state = "no redis"
+        self._watch_loop()
         if failures == 1:
             self._log.warning("redis is away; waiting", error=str(error))
         wait_s = min(_MAX_BACKOFF_S, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311

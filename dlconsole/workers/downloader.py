@@ -19,12 +19,11 @@ from dlconsole.workers.courier import Courier, Ending, Report
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched
 from dlconsole.workers.files import Place, Store, place_of
+from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.images import is_whole, not_image, sniff
 from dlconsole.workers.tally import Tally
 
 _POLL_S: Final = 0.5
-_STORE_RETRY_S: Final = 5.0
-"""How long to wait before trying a store again that could not be written."""
 _CLOSE_S: Final = 5.0
 """How long reports and give-backs may take at the end, once fetching has stopped."""
 
@@ -61,7 +60,7 @@ class Downloader:
         )
         self._epoch = 0
         self._drain_by: float | None = None
-        self._store_at = 0.0
+        self._guard = StoreGuard(settings, self._store)
 
     def request_stop(self) -> None:
         """Claim and start no more, finish what runs, within `drain_s`. For signal handlers and threads."""
@@ -78,8 +77,10 @@ class Downloader:
         self._courier.start()
         try:
             while not self._is_over():
+                self._courier.loop_moves()
                 if self._courier.epoch != self._epoch:
                     self._drop_session()
+                self._courier.hold(self._guard.look())
                 self._fill()
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result.token, result.outcome)
@@ -111,13 +112,11 @@ class Downloader:
     def _wait_s(self) -> float:
         if self._drain_by is not None:
             return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
-        if self._store_at:
-            return min(_POLL_S, max(0.0, self._store_at - time.monotonic()))
         return _POLL_S
 
     def _fill(self) -> None:
         """Start fetches for as many waiting tasks as there are free handles."""
-        if self._drain_by is not None or time.monotonic() < self._store_at:
+        if self._drain_by is not None or self._guard.why:
             return
         tasks, engine = self._courier.tasks, self._engine
         started = False
@@ -156,7 +155,8 @@ class Downloader:
             try:
                 outcome = self._keep(item, fetched)
             except StoreError as error:
-                self._wait_for_store(item.claimed, error)
+                self._guard.failed(error)
+                self._courier.give_back(item.claimed, item.epoch)
                 return
         self._report(item.claimed, item.epoch, outcome)
 
@@ -171,7 +171,6 @@ class Downloader:
             self._store.write(item.place, body)
         except BadPathError as error:
             return Failure(FailureKind.BAD_PATH, str(error), 200)
-        self._tally.store_failing = False
         return Stored(f"{item.place.folder}/{item.place.name}", image_format, len(body))
 
     def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
@@ -192,13 +191,6 @@ class Downloader:
         delay_ms = round(retries.delay_s(attempt, failure, retry) * 1000)
         item = retries.with_history(claimed.raw, attempt, failure)
         return Report(claimed.field, epoch, retry=Retry(claimed.field, delay_ms, item, error))
-
-    def _wait_for_store(self, claimed: Claimed, error: StoreError) -> None:
-        if time.monotonic() >= self._store_at:
-            self._log.error("the store cannot be written; waiting", error=str(error))
-        self._store_at = time.monotonic() + _STORE_RETRY_S
-        self._tally.store_failing = True
-        self._courier.tasks.appendleft(claimed)
 
     def _drop_session(self) -> None:
         """The courier has a new session: whatever runs belonged to the old one."""

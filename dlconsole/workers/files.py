@@ -116,6 +116,19 @@ class Store:
             self._forget_folders()  # one of them may have been moved or removed
             raise StoreError(f"store {self.root}: {error.strerror}") from error
 
+    def try_write(self) -> None:
+        """Write a small file and remove it. Raises StoreError where that fails."""
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            fd = os.open("trial", flags, 0o666, dir_fd=self._partial.fd)
+            try:
+                _write_all(fd, bytes(64 * 1024))
+            finally:
+                os.close(fd)
+                os.unlink("trial", dir_fd=self._partial.fd)
+        except OSError as error:
+            raise StoreError(f"store {self.root}: {error.strerror}") from error
+
     def close(self) -> None:
         """Close every folder."""
         self._forget_folders()

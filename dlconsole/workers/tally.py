@@ -20,8 +20,6 @@ class Tally:
         self.failed = 0
         self.bytes = 0
         self.kinds: Counter[str] = Counter()
-        self.store_failing = False
-        """Whether the last write to the store failed; the fetch loop waits for it."""
         self._host = host
         self._concurrency = concurrency
         self._process = psutil.Process()
@@ -53,7 +51,7 @@ class Tally:
             pid=os.getpid(),
             started_ms=self._started_ms,
             at_ms=at_ms,
-            state="no store" if self.store_failing else state,
+            state=state,
             stored=self.stored,
             failed=self.failed,
             kinds=dict(self.kinds),

@@ -389,16 +389,16 @@ def test_a_store_that_fails_loses_no_task(
     settings: Settings,
     redis_client: redis.Redis,
     web: SimulatedWeb,
-    monkeypatch: pytest.MonkeyPatch,
     no_room: Callable[[bool], None],
 ) -> None:
-    monkeypatch.setattr("dlconsole.workers.downloader._STORE_RETRY_S", 0.2)
+    settings = changed(settings, "guard", check_s=0.2)
     redis_client.lpush(
         KEYS.task, *(task(f"http://{web.address}/as/good/{i}", f"/ds/{i}.jpg") for i in range(20))
     )
     no_room(True)
     worker = Running(settings)
-    until(lambda: "the store cannot be written" in worker.log.getvalue())
+    until(lambda: "downloads wait for the store" in worker.log.getvalue())
+    until(lambda: redis_client.llen(KEYS.task) == 20)  # given back, for others to take
     until(lambda: any(b'"no store"' in record for record in redis_client.hvals(KEYS.workers)))
     assert redis_client.llen(KEYS.error) == 0
     assert stored_files(settings) == []

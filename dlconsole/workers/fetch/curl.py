@@ -216,8 +216,9 @@ class CurlEngine(Generic[T]):
         return self._collect()
 
     def wake(self) -> None:
-        """End a `poll` that waits; other threads may call this."""
-        os.eventfd_write(self._wake_fd, 1)
+        """End a `poll` that waits; other threads and signal handlers may call this, also too late."""
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
 
     def cancel_all(self) -> list[T]:
         """Drop every running fetch; their tokens."""
@@ -239,7 +240,8 @@ class CurlEngine(Generic[T]):
             del transfer.handle.transfer  # breaks the cycle
         self._multi.close()
         self._epoll.close()
-        os.close(self._wake_fd)
+        wake_fd, self._wake_fd = self._wake_fd, -1
+        os.close(wake_fd)
 
     def _begin(self, transfer: _Transfer[T], url: str) -> Failure | None:
         """Add the transfer's handle for `url`, unless the URL, or its host behind a proxy, is refused."""
