@@ -293,11 +293,10 @@ class Courier:
         while self._reports:
             taken = [self._reports[i] for i in range(min(len(self._reports), self._settings.worker.batch))]
             reports = [report for report in taken if report.epoch == self.epoch]
-            stored = [report.field for report in reports if report.error_item is None]
-            failed = [
-                (report.field, report.error_item) for report in reports if report.error_item is not None
-            ]
-            counted = self._session.ack(stored, failed)
+            retries = [report.retry for report in reports if report.retry is not None]
+            failed = [(r.field, r.error_item) for r in reports if r.error_item is not None]
+            stored = [r.field for r in reports if r.retry is None and r.error_item is None]
+            counted = self._session.ack(stored, failed, retries)
             for _ in taken:
                 self._reports.popleft()
             self._held -= len(reports)

@@ -1,0 +1,190 @@
+"""A fleet to break: a Redis of its own, a simulated web that always answers, real worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from dlconsole.demo.web import Shares, SimulatedWeb, WebConfig
+from dlconsole.services.keys import Keys
+from dlconsole.services.private_redis import PrivateRedis
+from dlconsole.services.scripts import script
+
+KEYS = Keys("ds")
+LEASE_S = 2
+
+
+@pytest.fixture(scope="session")
+def web() -> Iterator[SimulatedWeb]:
+    with SimulatedWeb(WebConfig(latency_s=0.002, shares=Shares.all_good())) as web:
+        yield web
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateRedis]:
+    with PrivateRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: PrivateRedis) -> Iterator[redis.Redis]:
+    with redis.Redis(unix_socket_path=str(server.directory / "redis.sock")) as client:
+        yield client
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness that a failure can be repeated with: the test's own name is the seed."""
+    return random.Random(request.node.name)
+
+
+class Fleet:
+    """Worker processes on one queue; every one is ended with the test."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.store = folder / "store"
+        self._url = url
+        self._log = folder / "workers.log"
+        self._supervisors: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str, url: str = "", **settings: str) -> subprocess.Popen[bytes]:
+        """One supervisor with its workers; `settings` are environment variables without their prefix."""
+        defaults = {
+            "REDIS": url or self._url,
+            "DATASET": "ds",
+            "WORKER__LEASE_S": str(LEASE_S),
+            "WORKER__HEARTBEAT_S": "0.3",
+            "WORKER__BATCH": "100",
+            "WORKER__DRAIN_S": "2",
+            "FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+            "FETCH__DEADLINE_S": "5",
+            "RETRY__BASE_S": "0.2",
+            "GUARD__CHECK_S": "0.2",
+        }
+        variables = {f"DLCONSOLE_{name}": value for name, value in (defaults | settings).items()}
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dlconsole", "--worker", "--store", str(self.store), *arguments],
+                env=os.environ | variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._supervisors.append(process)
+        return process
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes that live now."""
+        found = []
+        for supervisor in self._supervisors:
+            try:
+                found += psutil.Process(supervisor.pid).children()
+            except psutil.NoSuchProcess:
+                continue
+        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def stop(self) -> list[int]:
+        """End all in order; their exit statuses."""
+        for supervisor in self._supervisors:
+            if supervisor.poll() is None:
+                supervisor.terminate()
+        return [supervisor.wait(60) for supervisor in self._supervisors]
+
+    def end(self) -> None:
+        workers = self.workers
+        for supervisor in self._supervisors:
+            if supervisor.poll() is None:
+                supervisor.kill()
+            supervisor.wait()
+        for worker in workers:
+            try:
+                worker.send_signal(signal.SIGCONT)
+                worker.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The log, line by line; lines cut by a kill are left out."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    @property
+    def files(self) -> list[Path]:
+        """The images in the store; what is unfinished is none."""
+        return [p for p in self.store.rglob("*") if p.is_file() and ".dlconsole-partial" not in p.parts]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, server: PrivateRedis) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, server.url)
+    yield fleet
+    fleet.end()
+
+
+def until(condition: Callable[[], Any], *, within_s: float = 60) -> Any:
+    """Wait until `condition` gives something true, and return it. Redis being away is not true."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            value = condition()
+        except redis.exceptions.ConnectionError:
+            value = None
+        if value:
+            return value
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def item(web: SimulatedWeb, i: int, behaviour: str = "good") -> bytes:
+    path = f"/ds/images/{i % 100:02d}/{i}.jpg"
+    return json.dumps(
+        {"img_path": path, "img_url": f"http://{web.address}/as/{behaviour}/{i}", "n": i}
+    ).encode()
+
+
+def feed(client: redis.Redis, items: list[bytes]) -> None:
+    for start in range(0, len(items), 5000):
+        client.lpush(KEYS.task, *items[start : start + 5000])
+    client.incrby(KEYS.fed, len(items))
+
+
+def counts(client: redis.Redis) -> dict[str, int]:
+    """Where all tasks are, at one moment."""
+    names = ("at_ms", "queued", "in_flight", "delayed", "stored", "failed", "fed", "error_list")
+    return dict(zip(names, script("counts").run(client, KEYS.counted, KEYS.in_flight_prefix), strict=True))
+
+
+def is_done(client: redis.Redis) -> bool:
+    now = counts(client)
+    return now["queued"] == now["in_flight"] == now["delayed"] == 0
+
+
+def assert_nothing_lost_or_doubled(client: redis.Redis, fleet: Fleet, fed: int) -> dict[str, int]:
+    """Every task has one outcome, counted once; every stored one is a whole file."""
+    now = counts(client)
+    assert (now["queued"], now["in_flight"], now["delayed"]) == (0, 0, 0)
+    assert now["stored"] + now["failed"] == fed == now["fed"]
+    errors = [json.loads(raw) for raw in client.lrange(KEYS.error, 0, -1)]
+    assert len(errors) == now["failed"]
+    assert len({error["n"] for error in errors}) == len(errors)
+    files = fleet.files
+    assert len(files) >= now["stored"], (len(files), now)
+    assert len(files) - now["stored"] <= now["failed"]
+    for path in files:
+        body = path.read_bytes()
+        assert body.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")) or body[8:12] == b"WEBP", path
+    return now

@@ -1,0 +1,132 @@
+"""Workers and Redis die at random; no task is lost, none is counted twice, no file is half."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import psutil
+import pytest
+import redis
+from faults_support import (
+    KEYS,
+    LEASE_S,
+    Fleet,
+    assert_nothing_lost_or_doubled,
+    counts,
+    feed,
+    is_done,
+    item,
+    until,
+)
+from wire import Fault, Wire
+
+from dlconsole.demo.web import SimulatedWeb
+from dlconsole.services.private_redis import PrivateRedis
+
+
+def run_chaos(
+    fleet: Fleet,
+    server: PrivateRedis,
+    client: redis.Redis,
+    web: SimulatedWeb,
+    rng: random.Random,
+    *,
+    tasks: int,
+    worker_kills: int,
+    redis_kills: int,
+) -> None:
+    feed(client, [item(web, i) for i in range(tasks)])
+
+    def one_ack_in_ten_twice(name: str) -> Fault:
+        return Fault.TWICE if name == "ack" and rng.random() < 0.1 else Fault.NONE
+
+    with Wire(str(server.directory / "redis.sock"), one_ack_in_ten_twice) as wire:
+        for _ in range(2):
+            fleet.start("--processes", "2", "--concurrency", "16", url=wire.url)
+        deaths = ["worker"] * worker_kills + ["redis"] * redis_kills
+        rng.shuffle(deaths)
+        for number, death in enumerate(deaths, start=1):
+            # Spread over the run: the next death comes when this much more is done.
+            goal = tasks * number // (len(deaths) + 2)
+            until(lambda goal=goal: counts(client)["stored"] >= goal, within_s=120)
+            if death == "redis":
+                server.kill()
+                time.sleep(rng.uniform(0, 0.3))  # part of the fault, not a wait for anything
+                server.restart()
+            else:
+                victim = rng.choice(until(lambda: fleet.workers))
+                try:
+                    victim.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        until(lambda: is_done(client), within_s=120)
+        assert wire.seen["ack"] > tasks / 200
+        assert set(fleet.stop()) == {0}
+    now = assert_nothing_lost_or_doubled(client, fleet, tasks)
+    assert now["failed"] <= worker_kills  # only what three deaths hit
+    assert client.exists(KEYS.lease, KEYS.sessions, KEYS.workers) == 0
+
+
+def test_random_deaths_of_workers_and_redis(
+    fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb, rng: random.Random
+) -> None:
+    run_chaos(fleet, server, client, web, rng, tasks=6_000, worker_kills=6, redis_kills=2)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_random_deaths_of_workers_and_redis_in_full(
+    fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb, rng: random.Random
+) -> None:
+    run_chaos(fleet, server, client, web, rng, tasks=40_000, worker_kills=32, redis_kills=6)
+
+
+def test_a_suspended_worker_learns_that_it_is_fenced_and_counts_nothing_twice(
+    fleet: Fleet, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    feed(client, [item(web, i, "slow") for i in range(120)])
+    fleet.start("--concurrency", "8")
+    until(lambda: counts(client)["stored"] >= 8)
+    (suspended,) = fleet.workers
+    suspended.suspend()
+    (session,) = client.zrange(KEYS.lease, 0, -1)
+    fleet.start("--concurrency", "32")
+    until(lambda: client.zscore(KEYS.lease, session) is None, within_s=LEASE_S + 20)
+    suspended.resume()
+    until(lambda: any(e["event"] == "session replaced" for e in fleet.events))
+    until(lambda: is_done(client))
+    assert suspended.is_running()
+    assert fleet.stop() == [0, 0]
+    now = assert_nothing_lost_or_doubled(client, fleet, 120)
+    assert now["failed"] == 0
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.TWICE])
+@pytest.mark.parametrize("name", ["open", "claim", "ack", "renew", "close", "reap", "promote", "give_back"])
+def test_a_fault_at_each_kind_of_call(
+    name: str, fault: Fault, fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """Twice in a row at that call, somewhere in the run."""
+    feed(client, [item(web, i, "500" if i % 40 == 0 else "good") for i in range(400)])
+    left = 2
+
+    def decide(seen: str) -> Fault:
+        nonlocal left
+        if seen == name and left:
+            left -= 1
+            return fault
+        return Fault.NONE
+
+    with Wire(str(server.directory / "redis.sock"), decide) as wire:
+        if name == "reap":  # there is work for it
+            client.sadd(KEYS.sessions, "dead")
+            client.hset(KEYS.in_flight("dead"), "1:0", item(web, 400))
+            client.incrby(KEYS.fed, 1)
+        worker = fleet.start("--until-empty", "--concurrency", "16", url=wire.url)
+        if name == "give_back":
+            until(lambda: counts(client)["stored"] > 0)
+        assert worker.wait(60) == 0
+        assert wire.seen[name] or name == "give_back"
+    now = assert_nothing_lost_or_doubled(client, fleet, 401 if name == "reap" else 400)
+    assert now["failed"] == 10

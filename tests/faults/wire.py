@@ -1,0 +1,145 @@
+"""A TCP proxy in front of Redis that can lose, repeat and cut what passes: one command at a time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum, auto
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dlconsole.services.scripts import script
+
+SCRIPTS = {
+    script(path.stem).sha.encode(): path.stem
+    for path in (Path(__file__).parents[2] / "dlconsole/services/lua").glob("*.lua")
+}
+
+
+class Fault(Enum):
+    """What happens to a command."""
+
+    NONE = auto()
+    CUT_BEFORE = auto()
+    """The connection breaks before the server sees it."""
+    CUT_AFTER = auto()
+    """The server runs it, and the connection breaks before the reply."""
+    TWICE = auto()
+    """The server runs it two times; the client sees the second reply."""
+
+
+def name_of(command: list[bytes]) -> str:
+    """A command's name; of a script, its file's."""
+    verb = command[0].upper()
+    if verb == b"EVALSHA":
+        return SCRIPTS.get(command[1], "?")
+    if verb == b"EVAL":
+        return "eval"
+    return verb.decode().lower()
+
+
+class Wire:
+    """Listens on a port of its own; `decide` is asked about each command, from the connection's thread."""
+
+    def __init__(self, socket_path: str, decide: Callable[[str], Fault] = lambda _name: Fault.NONE) -> None:
+        self.decide = decide
+        self.seen: Counter[str] = Counter()
+        self._target = socket_path
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        with self._lock:
+            for connection in self._open:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        upstream = socket.socket(socket.AF_UNIX)
+        with self._lock:
+            self._open.add(client)
+        try:
+            upstream.connect(self._target)
+            requests, replies = client.makefile("rb"), upstream.makefile("rb")
+            with requests, replies:
+                while True:
+                    raw, command = read_command(requests)
+                    name = name_of(command)
+                    self.seen[name] += 1
+                    fault = self.decide(name)
+                    if fault is Fault.CUT_BEFORE:
+                        return
+                    if fault is Fault.TWICE:
+                        upstream.sendall(raw)
+                        read_reply(replies)
+                    upstream.sendall(raw)
+                    if fault is Fault.CUT_AFTER:
+                        read_reply(replies)
+                        return
+                    client.sendall(read_reply(replies))
+        except (OSError, EOFError):
+            pass
+        finally:
+            with self._lock:
+                self._open.discard(client)
+            client.close()
+            upstream.close()
+
+
+def read_line(stream) -> bytes:
+    line = stream.readline()
+    if not line.endswith(b"\r\n"):
+        raise EOFError
+    return line
+
+
+def read_exactly(stream, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+def read_command(stream) -> tuple[bytes, list[bytes]]:
+    """One RESP array of bulk strings: its bytes and its parts."""
+    line = read_line(stream)
+    raw, parts = [line], []
+    for _ in range(int(line[1:])):
+        header = read_line(stream)
+        body = read_exactly(stream, int(header[1:]) + 2)
+        raw += [header, body]
+        parts.append(body[:-2])
+    return b"".join(raw), parts
+
+
+def read_reply(stream) -> bytes:
+    """One RESP2 reply, as it is."""
+    line = read_line(stream)
+    if line[:1] == b"$" and line[1:2] != b"-":
+        return line + read_exactly(stream, int(line[1:]) + 2)
+    if line[:1] == b"*" and line[1:2] != b"-":
+        return line + b"".join(read_reply(stream) for _ in range(int(line[1:])))
+    return line
