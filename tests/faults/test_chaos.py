@@ -102,6 +102,32 @@ def test_a_suspended_worker_learns_that_it_is_fenced_and_counts_nothing_twice(
     assert now["failed"] == 0
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("name", ["claim", "ack", "renew", "reap", "promote", "close"])
+def test_redis_dies_at_a_call(
+    name: str, moment: str, fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """Killed just before the server sees the call, or just after it ran and before the reply is out."""
+    feed(client, [item(web, i, "500" if i % 40 == 0 else "good") for i in range(400)])
+    killed = False
+
+    def decide(seen: str) -> Fault:
+        nonlocal killed
+        if seen != name or killed:
+            return Fault.NONE
+        killed = True
+        return Fault.KILL_BEFORE if moment == "before" else Fault.KILL_AFTER
+
+    with Wire(
+        str(server.directory / "redis.sock"), decide, kill=lambda: (server.kill(), server.restart())
+    ) as wire:
+        worker = fleet.start("--until-empty", "--concurrency", "16", url=wire.url)
+        assert worker.wait(60) == 0
+    assert killed
+    now = assert_nothing_lost_or_doubled(client, fleet, 400)
+    assert now["failed"] == 10
+
+
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.TWICE])
 @pytest.mark.parametrize("name", ["open", "claim", "ack", "renew", "close", "reap", "promote", "give_back"])
 def test_a_fault_at_each_kind_of_call(

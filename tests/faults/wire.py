@@ -29,6 +29,10 @@ class Fault(Enum):
     """The server runs it, and the connection breaks before the reply."""
     TWICE = auto()
     """The server runs it two times; the client sees the second reply."""
+    KILL_BEFORE = auto()
+    """The server is killed, and starts again, before it sees it."""
+    KILL_AFTER = auto()
+    """The server runs it, is killed before the reply is out, and starts again."""
 
 
 def name_of(command: list[bytes]) -> str:
@@ -44,8 +48,14 @@ def name_of(command: list[bytes]) -> str:
 class Wire:
     """Listens on a port of its own; `decide` is asked about each command, from the connection's thread."""
 
-    def __init__(self, socket_path: str, decide: Callable[[str], Fault] = lambda _name: Fault.NONE) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        decide: Callable[[str], Fault] = lambda _name: Fault.NONE,
+        kill: Callable[[], object] = lambda: None,
+    ) -> None:
         self.decide = decide
+        self._kill = kill
         self.seen: Counter[str] = Counter()
         self._target = socket_path
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -90,14 +100,18 @@ class Wire:
                     name = name_of(command)
                     self.seen[name] += 1
                     fault = self.decide(name)
-                    if fault is Fault.CUT_BEFORE:
+                    if fault is Fault.KILL_BEFORE:
+                        self._kill()
+                    if fault in {Fault.CUT_BEFORE, Fault.KILL_BEFORE}:
                         return
                     if fault is Fault.TWICE:
                         upstream.sendall(raw)
                         read_reply(replies)
                     upstream.sendall(raw)
-                    if fault is Fault.CUT_AFTER:
+                    if fault in {Fault.CUT_AFTER, Fault.KILL_AFTER}:
                         read_reply(replies)
+                        if fault is Fault.KILL_AFTER:
+                            self._kill()
                         return
                     client.sendall(read_reply(replies))
         except (OSError, EOFError):
