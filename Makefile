@@ -6,10 +6,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 DEMO_ARGS ?=
 
-.PHONY: help demo test lint format lock snapshots bench clean
+.PHONY: help demo test chaos lint format lock snapshots bench clean
 help:
 	@echo "make demo   set up and run the whole path on a simulated web (DEMO_ARGS=... for options)"
 	@echo "make test   set up and run every check and test"
+	@echo "make chaos  the long forms of the fault tests"
 	@echo "make lint | format | snapshots | bench | lock | clean"
 
 # What is missing is said before anything is created.
@@ -41,6 +42,10 @@ demo: $(VENV)/.run
 test: lint
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos"
 
+# The long forms of the fault tests, one after the other: about a quarter of an hour.
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m chaos --timeout 900 tests/faults
+
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check -q . || { echo "ruff format: run 'make format'" >&2; exit 1; }
@@ -56,6 +61,7 @@ snapshots: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/feed.py
 	@$(BIN)/python bench/fetch.py
+	@$(BIN)/python bench/queue.py
 
 # Versions for every supported Python in one file each; needs `pip install uv` once.
 lock:

@@ -6,15 +6,18 @@ runs from the first request to the last file; starting Python and importing are 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
+
 import io
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 BUFFER_BYTES: Final = 256 * 1024

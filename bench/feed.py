@@ -7,21 +7,25 @@ least that could do the work: a loop that hashes, encodes and pushes blocks.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
+
 import argparse
 import gc
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import redis
-from rig import (
+
+from bench.rig import (
     EXIT_FAIL,
     Cores,
     Ratio,
@@ -35,7 +39,6 @@ from rig import (
     run,
     speeds,
 )
-
 from dlconsole.services.connection import connect
 from dlconsole.services.feeder import feed
 from dlconsole.services.keys import Keys

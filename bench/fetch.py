@@ -7,23 +7,27 @@ other, round by round and back again, so that what disturbs the machine disturbs
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
+
 import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Final
 
 import psutil
 import redis
-from contenders import Order, Result
-from rig import (
+
+from bench.contenders import Order, Result
+from bench.rig import (
     EXIT_FAIL,
     PICTURE_BYTES,
     Cores,
@@ -40,7 +44,6 @@ from rig import (
     wait_for,
     web,
 )
-
 from dlconsole import log
 from dlconsole.services.connection import connect
 from dlconsole.services.feeder import feed
