@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-import msgspec
 import redis
 
 from dlconsole.errors import FencedError, RedisUnavailable
 from dlconsole.log import Logger
-from dlconsole.model import HistoryPoint, SessionStats
-from dlconsole.services import history, hosts, upkeep
+from dlconsole.model import SessionStats
+from dlconsole.services import hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
+from dlconsole.workers.reporter import Reporter
 from dlconsole.workers.tally import Tally
 from dlconsole.workers.watchdog import Thread, Watchdog
 
@@ -39,8 +39,6 @@ LINGER_S: Final = 0.1
 _IDLE_CLAIM_S: Final = 0.5
 """How long to wait before asking an empty or paused queue again."""
 _MAX_BACKOFF_S: Final = 5.0
-_MAX_SUMMED: Final = 2000
-"""Sessions whose speeds a history point adds up; a larger fleet's point has this session's only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +106,11 @@ class Courier:
         self._server_ms = 0
         # Whatever is set: a lease that is renewed less than three times as often is not kept.
         self._heartbeat_s = min(settings.worker.heartbeat_s, settings.worker.lease_s / 3)
-        self._host = hosts.host_name(settings)
-        self._sampler = hosts.HostSampler(settings)
-        self._client: redis.Redis = connect(settings.redis, name=f"dlconsole-worker-{self._host}"[:120])
+        name = f"dlconsole-worker-{hosts.host_name(settings)}"[:120]
+        self._client: redis.Redis = connect(settings.redis, name=name)
+        self._reporter = Reporter(settings, self._client, log)
         self._session = self._new_session(batch=0)
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
-
-    @property
-    def in_flight(self) -> int:
-        """Tasks that this session has claimed and not yet acked."""
-        return self._held
-
-    @property
-    def session_id(self) -> str:
-        """The id of the session that holds the tasks now."""
-        return self._session.id
 
     def start(self) -> None:
         """Begin; the first session is opened by the thread."""
@@ -344,16 +332,7 @@ class Courier:
         started = time.monotonic()
         self._server_ms = self._session.renew(self._stats())
         self._beat_at = started + self._heartbeat_s
-        try:
-            sample = self._sampler.sample(self._server_ms)
-        except OSError as error:  # the store's filesystem is gone; its writes say so themselves
-            self._log.warning("no host sample", error=str(error))
-            sample = None
-        with translated(self._settings.redis):
-            if sample is not None:
-                hosts.publish(self._client, self._keys, self._host, sample)
-            if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
-                self._add_history_point()
+        self._reporter.publish(self._server_ms)
 
     def _stats(self) -> SessionStats:
         return self._tally.stats(
@@ -367,19 +346,6 @@ class Courier:
         if self.ending is not Ending.NONE:
             return "draining"
         return "no store" if self._held_up else self.state
-
-    def _add_history_point(self) -> None:
-        keys = self._keys
-        counted = script("counts").run(self._client, keys.counted, keys.in_flight_prefix)
-        at_ms, queued, _, _, stored, failed, *_ = counted
-        bytes_per_s = 0.0
-        if self._client.hlen(keys.workers) <= _MAX_SUMMED:
-            for record in self._client.hvals(keys.workers):
-                try:
-                    bytes_per_s += msgspec.json.decode(record, type=SessionStats).bytes_per_s
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue
-        history.add(self._client, keys, HistoryPoint(at_ms, stored, failed, queued, bytes_per_s))
 
     def _open(self) -> None:
         with translated(self._settings.redis):
@@ -427,7 +393,7 @@ class Courier:
         return Session(
             self._client,
             self._keys,
-            new_session_id(self._host),
+            new_session_id(self._reporter.host),
             lease_s=self._settings.worker.lease_s,
             url=self._settings.redis,
             batch=batch,

@@ -1,0 +1,60 @@
+"""What a worker says beyond its own session: its host's state and, when it has the turn, the fleet's
+history.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import redis
+
+from dlconsole.log import Logger
+from dlconsole.model import HistoryPoint, SessionStats
+from dlconsole.services import history, hosts
+from dlconsole.services.connection import translated
+from dlconsole.services.keys import Keys
+from dlconsole.services.scripts import script
+from dlconsole.settings import Settings
+
+_MAX_SUMMED: Final = 2000
+"""Sessions whose speeds a history point adds up; the points of a larger fleet have none."""
+
+
+class Reporter:
+    """For the courier's thread, at each heartbeat."""
+
+    def __init__(self, settings: Settings, client: redis.Redis, log: Logger) -> None:
+        self.host = hosts.host_name(settings)
+        """The name this host goes by."""
+        self._url = settings.redis
+        self._keys = Keys(settings.dataset)
+        self._client = client
+        self._log = log
+        self._sampler = hosts.HostSampler(settings)
+
+    def publish(self, server_ms: int) -> None:
+        """Write the host's record and, in turn, a history point. Raises RedisUnavailable, RedisUnusable."""
+        try:
+            sample = self._sampler.sample(server_ms)
+        except OSError as error:  # the store's filesystem is gone; its writes say so themselves
+            self._log.warning("no host sample", error=str(error))
+            sample = None
+        with translated(self._url):
+            if sample is not None:
+                hosts.publish(self._client, self._keys, self.host, sample)
+            if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
+                self._add_history_point()
+
+    def _add_history_point(self) -> None:
+        keys = self._keys
+        counted = script("counts").run(self._client, keys.counted, keys.in_flight_prefix)
+        at_ms, queued, _, _, stored, failed, *_ = counted
+        bytes_per_s = 0.0
+        if self._client.hlen(keys.workers) <= _MAX_SUMMED:
+            for record in self._client.hvals(keys.workers):
+                try:
+                    bytes_per_s += msgspec.json.decode(record, type=SessionStats).bytes_per_s
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    continue
+        history.add(self._client, keys, HistoryPoint(at_ms, stored, failed, queued, bytes_per_s))
