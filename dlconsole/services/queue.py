@@ -34,8 +34,7 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 _STATS: Final = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(msgspec.Struct, frozen=True, gc=False):
     """An item in flight: its field in the in-flight hash, and its bytes exactly as they were fed."""
 
     field: str

@@ -13,10 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+import msgspec
 import redis
 
 from dlconsole.errors import FencedError, RedisUnavailable
@@ -41,8 +41,7 @@ _IDLE_CLAIM_S: Final = 0.5
 _MAX_BACKOFF_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, gc=False):
     """An attempt's end: the task's field, the session it was claimed in, and, where it failed, either
     the error item or the retry.
     """

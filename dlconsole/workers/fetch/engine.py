@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -20,9 +19,8 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
     body: bytearray
 
 
-@dataclass(frozen=True, slots=True)
-class Result(Generic[T]):
-    """One finished fetch, with the token that it was started with."""
+class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
+    """One finished fetch, with the token that it was started with (which is in no cycle: gc=False)."""
 
     token: T
     outcome: Fetched | Failure
