@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "console": "the operations console (what `dlconsole` alone opens)",
     "worker": "headless downloaders, the same as `dlconsole --worker`",
     "feed": "put URL lists into the queue",
+    "errors": "failed tasks: count them, export them to files, put them back into the queue",
     "demo": "the whole path on a simulated web: feed, two workers, the console on top",
     "redis": "the Redis that dlconsole runs by itself: status, start, stop",
     "config": "show the settings and where each comes from",

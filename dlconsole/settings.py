@@ -284,6 +284,17 @@ class FeedSettings(Section):
     """Longer lines are refused as bad rows."""
 
 
+class ErrorsSettings(Section):
+    """`[errors]`: the list of failed tasks."""
+
+    dir: Folder = Field(default_factory=lambda: Path("error_task").absolute())
+    """Folder that errors are exported to."""
+    batch: Count = Field(default=1000, ge=1, le=10_000)
+    """Most errors taken from the list in one call."""
+    sample: Count = Field(default=100_000, ge=100, le=10_000_000)
+    """Most errors that a summary reads; of more, a sample."""
+
+
 class ConsoleSettings(Section):
     """`[console]`: the terminal."""
 
@@ -332,6 +343,7 @@ class Settings(BaseSettings):
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
     feed: FeedSettings = FeedSettings()
+    errors: ErrorsSettings = Field(default_factory=ErrorsSettings)  # as the worker's
     console: ConsoleSettings = ConsoleSettings()
     log: LogSettings = LogSettings()
 

@@ -42,6 +42,7 @@ passwords masked.
 _DEFAULTS = {
     "state_dir": "~/.local/state/dlconsole",
     "worker.store_dir": "./store",
+    "errors.dir": "./error_task",
     "fetch.max_bytes": "32MiB",
 }
 """Defaults as a reader would write them: they depend on where the program is started, or are long."""

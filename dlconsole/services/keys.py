@@ -107,6 +107,40 @@ class Keys:
         """STRING with a TTL: whoever sets it writes the next history point."""
         return self._prefix + "history:turn"
 
+    # -- ours, beside the error list: `{<ds>_task_error}` shares its slot -----------------------
+
+    @property
+    def _error_prefix(self) -> str:
+        return f"{{{self.error}}}:dl:"
+
+    @property
+    def drainers(self) -> str:
+        """SET of every drainer that may own a spool."""
+        return self._error_prefix + "drainers"
+
+    def drainer(self, drainer_id: str) -> str:
+        """HASH: `run` (token of its present process), `kind`, `host`, `place`, `seen` (ms of the server's
+        clock), `open` (the batch whose spool exists); of a requeue also `last`, `moved`.
+        """
+        return f"{self._error_prefix}drainer:{drainer_id}"
+
+    def spool_prefix(self, drainer_id: str) -> str:
+        """What a drainer's spools begin with; behind it stands the batch's number."""
+        return f"{self._error_prefix}spool:{drainer_id}:"
+
+    def spool(self, drainer_id: str, batch: int) -> str:
+        """LIST: errors that were taken for export or requeue, oldest first, until they are safe."""
+        return f"{self.spool_prefix(drainer_id)}{batch}"
+
+    @property
+    def drain_source(self) -> str:
+        """STRING: a random name for this error list, so that a folder knows which list it drains."""
+        return self._error_prefix + "source"
+
+    def requeued(self, file_id: str) -> str:
+        """STRING, a bitmap: which lines of an exported file were requeued; with a TTL."""
+        return f"{self._error_prefix}requeued:{file_id}"
+
     @property
     def counted(self) -> list[str]:
         """The keys of the `counts` script, in its order."""

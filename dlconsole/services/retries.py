@@ -43,16 +43,29 @@ def with_history(raw: bytes, attempt: int, failure: Failure) -> bytes:
     bytes stay as they are.
     """
     status = STATUS_NONE if failure.status is None else failure.status
-    history = {"n": attempt, "status": status, "error_msg": f"{failure.kind}: {failure.message}"}
-    tail = json.dumps({HISTORY: history}).encode()[1:]
+    history: dict[str, Any] = {
+        "n": attempt,
+        "status": status,
+        "error_msg": f"{failure.kind}: {failure.message}",
+    }
     body = raw.strip()
     if HISTORY.encode() in body:
-        body = _without_history(body)
+        history |= _requeued(body)
+        body = without_history(body)
     joint = b"" if body == b"{}" else b", "
-    return body[:-1] + joint + tail
+    return body[:-1] + joint + json.dumps({HISTORY: history}).encode()[1:]
 
 
-def _without_history(body: bytes) -> bytes:
+def _requeued(body: bytes) -> dict[str, Any]:
+    """The part of a history that retries keep: how often a person put the task back into the queue."""
+    try:
+        history = _OBJECT.decode(body)[HISTORY]
+        return {"requeued": history["requeued"]} if "requeued" in history else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return {}
+
+
+def without_history(body: bytes) -> bytes:
     """The item as it was before its history, which we put last, was added; where somebody moved it,
     the item is written anew.
     """

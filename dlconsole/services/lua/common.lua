@@ -64,3 +64,13 @@ local function newest_first(held)
   end)
   return items
 end
+
+-- Take n tasks that are tried again out of the count of failed ones. Those that it does not know (the
+-- list is older than the counter, or of another Redis) are new here and count as fed, where that is
+-- counted, so that fed = queued + in flight + delayed + stored + failed stays true.
+local function no_longer_failed(failed_key, fed_key, n)
+  if n == 0 then return end
+  local known = math.max(0, math.min(n, tonumber(redis.call('GET', failed_key) or '0')))
+  if known > 0 then redis.call('DECRBY', failed_key, known) end
+  if n > known and redis.call('EXISTS', fed_key) == 1 then redis.call('INCRBY', fed_key, n - known) end
+end

@@ -1,0 +1,227 @@
+"""Errors → tasks again: from the error list, or from exported files.
+
+From the list: block by block into a spool, decided here, and one script makes the chosen ones tasks and
+puts the others back. From files: a bitmap in Redis, set by the script that pushes, knows which lines of
+a file are tasks again. So a kill at any point loses and doubles nothing, and going on is starting again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from dlconsole.errors import DlconsoleError
+from dlconsole.services import error_items, error_source, spool
+from dlconsole.services.connection import check_version, connect, translated
+from dlconsole.services.error_items import ErrorItem, Filter
+from dlconsole.services.hosts import host_name
+from dlconsole.services.keys import Keys
+from dlconsole.services.patience import Patience
+from dlconsole.services.permission import require_writable
+from dlconsole.services.queue import SENTINEL
+from dlconsole.services.scripts import script
+from dlconsole.services.spool import Drainer
+from dlconsole.settings import Settings
+
+FILE_MEMORY_MS: Final = 90 * 24 * 3_600_000
+"""How long after the last call it is remembered which lines of a file were requeued."""
+
+
+@dataclass(slots=True)
+class RequeueReport:
+    """What a requeue did so far. `read` of about `total` errors were looked at; `matched` are meant by the
+    filter; of these `not_tasks` cannot be tried, `already` were requeued from this file before.
+    """
+
+    total: int = 0
+    read: int = 0
+    matched: int = 0
+    requeued: int = 0
+    not_tasks: int = 0
+    already: int = 0
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to requeue: which errors, at most how many, and how to talk to the caller."""
+
+    chosen: Filter
+    stop: threading.Event
+    say: Callable[[str], None]
+    progress: Callable[[RequeueReport], None]
+    limit: int | None = None
+
+
+def count(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> RequeueReport:
+    """The dry run: what `requeue` would look at and choose now; changes nothing. `requeued` is what it
+    would requeue.
+    """
+    report = RequeueReport()
+    keys, url = Keys(settings.dataset), settings.redis
+    with connect(url, name="dlconsole-errors") as client:
+        for picked in _blocks_to_count(client, keys, url, report, paths, order):
+            report.requeued += picked if order.limit is None else min(picked, order.limit - report.requeued)
+            order.progress(report)
+            if order.stop.is_set() or report.requeued == order.limit:
+                break
+    report.stopped = order.stop.is_set()
+    return report
+
+
+def _blocks_to_count(
+    client: redis.Redis, keys: Keys, url: str, report: RequeueReport, paths: Sequence[Path], order: Order
+) -> Iterator[int]:
+    if not paths:
+        report.total = error_source.list_length(client, keys, url)
+        for items in error_source.sampled(client, keys, url, report.total):
+            yield len(_choose(items, order, report))
+    for path in paths:
+        name = error_source.file_id(path)
+        for block in error_source.file_blocks(path):
+            picked = _choose_lines(block, order, report)
+            yield len(_not_done(client, url, keys.requeued(name or ""), picked, report))
+
+
+def _choose_lines(
+    block: Sequence[tuple[int, bytes]], order: Order, report: RequeueReport
+) -> list[tuple[int, bytes]]:
+    """(line number, queue item) of those that are meant and can be tried."""
+    picked = _choose([line for _, line in block], order, report)
+    return [(block[index][0], item) for index, item in picked]
+
+
+def _not_done(
+    client: redis.Redis, url: str, key: str, picked: list[tuple[int, bytes]], report: RequeueReport
+) -> list[tuple[int, bytes]]:
+    """Without the lines that were requeued before; those are counted."""
+    if not picked:
+        return []
+    with translated(url), client.pipeline(transaction=False) as pipeline:
+        for number, _ in picked:
+            pipeline.getbit(key, number)
+        done = pipeline.execute()
+    report.already += sum(done)
+    return [line for line, bit in zip(picked, done, strict=True) if not bit]
+
+
+def _choose(items: Sequence[bytes], order: Order, report: RequeueReport) -> list[tuple[int, bytes]]:
+    """(index, queue item) of those that are meant and can be tried."""
+    picked: list[tuple[int, bytes]] = []
+    for index, raw in enumerate(items):
+        report.read += 1
+        error = error_items.parse(raw)
+        if not order.chosen.matches(error):
+            continue
+        report.matched += 1
+        if _can_be_tried(error):
+            picked.append((index, error_items.task_again(error)))
+        else:
+            report.not_tasks += 1
+    return picked
+
+
+def _can_be_tried(error: ErrorItem) -> bool:
+    """Not where a legacy worker would take it for a stop sentinel."""
+    return error.is_task and SENTINEL not in error.raw
+
+
+def requeue(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> RequeueReport:
+    """Requeue from the list, each error that is in it now looked at once, or from exported files.
+
+    Waits where Redis is away. Raises ReadOnlyError, FeedError, RedisUnusable, FencedError, and
+    RedisUnavailable where it was stopped while waiting.
+    """
+    require_writable(settings, "requeueing errors")
+    report = RequeueReport()
+    patience = Patience(order.stop, order.say)
+    with connect(settings.redis, name="dlconsole-errors") as client:
+        patience.call(_check, client, settings)
+        if paths:
+            _from_files(client, settings, order, report, patience, paths)
+        else:
+            _from_list(client, settings, order, report, patience)
+    report.stopped = order.stop.is_set()
+    return report
+
+
+def _check(client: redis.Redis, settings: Settings) -> None:
+    with translated(settings.redis):
+        check_version(client.info("server"), settings.redis)
+    spool.tidy(client, Keys(settings.dataset), settings.redis)
+
+
+def _from_list(
+    client: redis.Redis, settings: Settings, order: Order, report: RequeueReport, patience: Patience
+) -> None:
+    keys, url = Keys(settings.dataset), settings.redis
+    drainer = Drainer(client, keys, f"requeue-{secrets.token_hex(6)}", url=url)
+    patience.call(drainer.enlist, spool.REQUEUE, host_name(settings), "")
+    report.total = patience.call(error_source.list_length, client, keys, url)
+    left, batch = report.total, 0
+    try:
+        while left > 0 and not order.stop.is_set() and report.requeued != order.limit:
+            batch += 1
+            spooled = patience.call(drainer.take, batch, min(left, settings.errors.batch))
+            if not spooled.items:
+                break
+            picked = _choose(spooled.items, order, report)
+            report.requeued += patience.call(drainer.requeue, batch, _within(order, report, picked))
+            left -= len(spooled.items)
+            order.progress(report)
+    finally:
+        _end(client, keys, url, drainer)
+
+
+def _end(client: redis.Redis, keys: Keys, url: str, drainer: Drainer) -> None:
+    """Put back what is undecided. Where Redis is away, the next requeue or export does it."""
+    try:
+        spool.give_back(client, keys, url, drainer.id, silent_ms=0)
+    except DlconsoleError:
+        pass
+
+
+def _from_files(
+    client: redis.Redis,
+    settings: Settings,
+    order: Order,
+    report: RequeueReport,
+    patience: Patience,
+    paths: Sequence[Path],
+) -> None:
+    error_source.total_bytes(paths)
+    keys, url = Keys(settings.dataset), settings.redis
+    for path in paths:
+        name = error_source.file_id(path)
+        if name is None:
+            continue
+        for block in error_source.file_blocks(path):
+            if order.stop.is_set() or report.requeued == order.limit:
+                return
+            picked = _choose_lines(block, order, report)
+            lines = patience.call(_not_done, client, url, keys.requeued(name), picked, report)
+            if lines := _within(order, report, lines):
+                report.requeued += patience.call(_push_lines, client, keys, url, name, lines)
+            order.progress(report)
+
+
+def _within(order: Order, report: RequeueReport, picked: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    return picked if order.limit is None else picked[: order.limit - report.requeued]
+
+
+def _push_lines(
+    client: redis.Redis, keys: Keys, url: str, name: str, lines: Sequence[tuple[int, bytes]]
+) -> int:
+    arguments: list[str | bytes | int] = [FILE_MEMORY_MS]
+    for line in lines:
+        arguments += line
+    names = [keys.task, keys.failed, keys.fed, keys.requeued(name)]
+    with translated(url):
+        moved: Any = script("requeue_lines").run(client, names, *arguments)
+    return int(moved)
