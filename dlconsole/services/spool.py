@@ -150,4 +150,4 @@ def tidy(client: redis.Redis, keys: Keys, url: str) -> int:
     only there can be seen which of its errors are written.
     """
     dead = [h for h in holders(client, keys, url) if h.kind == REQUEUE and h.silent_ms >= SILENT_MS]
-    return sum(give_back(client, keys, url, holder.id) or 0 for holder in dead)
+    return sum(give_back(client, keys, url, holder.id, silent_ms=SILENT_MS) or 0 for holder in dead)
