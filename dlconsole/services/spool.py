@@ -109,9 +109,8 @@ class Drainer:
 def source_id(client: redis.Redis, keys: Keys, url: str) -> str:
     """The random name of this error list, made on first use."""
     with translated(url):
-        client.set(keys.drain_source, secrets.token_hex(8), nx=True)
-        found: Any = client.get(keys.drain_source)
-    return bytes(found or b"").decode()
+        found: Any = script("source").run(client, [keys.drain_source], secrets.token_hex(8))
+    return bytes(found).decode()
 
 
 def holders(client: redis.Redis, keys: Keys, url: str) -> list[Holder]:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
@@ -117,6 +117,7 @@ def test_an_export_killed_again_while_it_recovers_writes_every_error_once(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_every_pair_of_deaths(do: Do, redis_client: redis.Redis, folder: Path) -> None:
     steps = len(steps_of(do, redis_client, folder))
     for first, second in itertools.product(range(1, steps + 1), repeat=2):
@@ -167,7 +168,7 @@ def test_a_neighbour_finishes_what_a_dead_drainer_began_in_the_same_file(
         if (name == "write") != (how == "half"):
             continue
         refill(redis_client, folder)
-        with neighbour(drain_settings) as first:
+        with Neighbour(drain_settings) as first:
             do("export", at=at, how=how)
             redis_client.lpush(KEYS.error, *(error(i) for i in range(100, 104)))
             first.say_go()
@@ -176,7 +177,7 @@ def test_a_neighbour_finishes_what_a_dead_drainer_began_in_the_same_file(
         assert sorted(written(folder)) == sorted(expected), (at, how)
 
 
-class neighbour:
+class Neighbour:
     """An export of this process that takes its home first, and works when told to."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -184,7 +185,7 @@ class neighbour:
         self._go = threading.Event()
         self._home = threading.Event()
 
-    def __enter__(self) -> neighbour:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
         assert self._home.wait(10)

@@ -1,0 +1,247 @@
+"""Errors → tasks again, on a real Redis."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import KEYS
+from test_error_export import error, export, run
+
+from dlconsole.errors import FeedError, ReadOnlyError
+from dlconsole.model import Failure, FailureKind
+from dlconsole.services import error_requeue, retries
+from dlconsole.services.error_items import Filter, parse, task_again
+from dlconsole.services.error_requeue import RequeueReport
+from dlconsole.services.queue import Session, error_item, new_session_id
+from dlconsole.settings import Settings
+
+NOT_FOUND = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404)
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    return Settings.model_validate(
+        {"redis": redis_url, "dataset": "ds", "errors": {"dir": tmp_path / "out", "batch": 10}}
+    )
+
+
+def order(limit: int | None = None, **chosen: Any) -> error_requeue.Order:
+    return error_requeue.Order(
+        Filter(**chosen), threading.Event(), lambda _text: None, lambda _report: None, limit
+    )
+
+
+def requeue(settings: Settings, paths: list[Path] | None = None, **options: Any) -> RequeueReport:
+    return error_requeue.requeue(settings, order(**options), paths or [])
+
+
+def queued(client: redis.Redis) -> list[bytes]:
+    return list(reversed(client.lrange(KEYS.task, 0, -1)))
+
+
+def failed(client: redis.Redis, items: list[bytes]) -> None:
+    """As workers leave them: counted as fed and as failed."""
+    client.lpush(KEYS.error, *items)
+    client.set(KEYS.fed, len(items))
+    client.set(KEYS.failed, len(items))
+
+
+def files(settings: Settings) -> list[Path]:
+    return sorted(settings.errors.dir.glob("*.txt"))
+
+
+# -- what becomes of an item ------------------------------------------------------------------------
+
+
+def test_a_task_comes_back_byte_for_byte_with_its_failure_as_history() -> None:
+    raw = b'{"img_path": "/a",  "img_url": "u",  "caption": "\\u65e5 \\"status\\": 1"}'
+    again = task_again(parse(error_item(raw, NOT_FOUND)))
+    assert again.startswith(raw[:-1] + b", ")
+    assert json.loads(again)["_retry"] == {
+        "n": 0,
+        "status": 404,
+        "error_msg": "http_status: HTTP 404",
+        "requeued": 1,
+    }
+    assert retries.attempts_of(again) == 0
+    tried = retries.with_history(again, 2, NOT_FOUND)
+    twice = task_again(parse(error_item(tried, NOT_FOUND)))
+    assert twice.startswith(raw[:-1] + b", ") and twice.count(b"_retry") == 1
+    assert json.loads(twice)["_retry"]["requeued"] == 2
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"status": 404, "img_url": "u", "error_msg": "x", "img_path": "/a"}',
+        b'{"img_url": "u", "img_path": "/a"}',
+        b'{"img_url": "u", "img_path": "/a", "_retry": 5, "status": 1, "error_msg": "x"}',
+        b'{"img_url": ", \\"status\\": ", "img_path": "/a", "status": 1}',
+    ],
+)
+def test_odd_error_items_become_sound_tasks(raw: bytes) -> None:
+    again = json.loads(task_again(parse(raw)))
+    assert {"img_url", "img_path", "_retry"} == set(again)
+    assert again["img_url"] == json.loads(raw)["img_url"]
+
+
+# -- from the list --------------------------------------------------------------------------------
+
+
+def test_the_chosen_are_tasks_again_the_others_keep_their_order_and_the_sum_is_right(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    items = [error(i, "dns: x" if i % 4 else "tls: x") for i in range(35)]
+    failed(redis_client, items)
+    redis_client.lpush(KEYS.task, b"waiting")
+    report = requeue(settings, kinds=["tls"])
+    assert queued(redis_client) == [b"waiting", *(task_again(parse(i)) for i in items[::4])]
+    assert list(reversed(redis_client.lrange(KEYS.error, 0, -1))) == [i for i in items if b"dns" in i]
+    assert (report.read, report.matched, report.requeued) == (35, 9, 9)
+    assert redis_client.get(KEYS.failed) == b"26" and redis_client.get(KEYS.fed) == b"35"
+    assert requeue(settings, kinds=["tls"]).requeued == 0
+
+
+def test_filters_must_all_hold_and_at_most_so_many_move(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    failed(redis_client, [error(i, "http_status: x", 503 if i % 2 else 404) for i in range(60)])
+    chosen = {"statuses": [503], "hosts": ["example", "h1.example"]}
+    assert error_requeue.count(settings, order(limit=17, **chosen)).requeued == 17
+    assert redis_client.llen(KEYS.error) == 60
+    assert requeue(settings, limit=17, **chosen).requeued == 17
+    assert requeue(settings, hosts=["h1.exampl"]).requeued == 0
+    assert requeue(settings, **chosen).requeued == 13
+
+
+def test_what_is_no_task_stays(settings: Settings, redis_client: redis.Redis) -> None:
+    odd = [b"", b"stop_this_task", b'{"raw": "x", "status": 900}', b'{"img_url": "u"}', b"\xff"]
+    odd.append(b'{"img_path": "/a", "img_url": "http://a.example/stop_this_task", "status": 404}')
+    failed(redis_client, odd)
+    report = requeue(settings)
+    assert (report.requeued, report.not_tasks) == (0, 6)
+    assert list(reversed(redis_client.lrange(KEYS.error, 0, -1))) == odd
+
+
+def test_errors_that_were_never_counted_do_not_make_counts_negative(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    redis_client.lpush(KEYS.error, *(error(i) for i in range(5)))
+    redis_client.set(KEYS.failed, 2)
+    redis_client.set(KEYS.fed, 2)
+    assert requeue(settings).requeued == 5
+    assert redis_client.get(KEYS.failed) == b"0" and redis_client.get(KEYS.fed) == b"5"
+
+
+def test_a_requeued_task_is_tried_as_a_new_one_and_fails_into_the_list_again(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    failed(redis_client, [error(1)])
+    requeue(settings)
+    session = Session(redis_client, KEYS, new_session_id("h"), lease_s=30, url=settings.redis)
+    session.open()
+    (held,) = session.claim(5).items
+    assert retries.attempts_of(held.raw) == 0
+    session.ack([], [(held.field, error_item(held.raw, NOT_FOUND))])
+    assert redis_client.get(KEYS.failed) == b"1"
+    (back,) = redis_client.lrange(KEYS.error, 0, -1)
+    assert json.loads(back)["_retry"]["error_msg"] == "timeout: why"
+
+
+def test_a_read_only_context_requeues_nothing(settings: Settings, redis_client: redis.Redis) -> None:
+    failed(redis_client, [error(1)])
+    with pytest.raises(ReadOnlyError):
+        requeue(settings.model_copy(update={"read_only": True}))
+    assert redis_client.llen(KEYS.error) == 1
+
+
+# -- from files -----------------------------------------------------------------------------------
+
+
+def test_lines_of_a_file_move_once_whatever_the_filter_and_wherever_the_file_goes(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    failed(redis_client, [b"{}", *(error(i, "dns: x" if i % 2 else "tls: x") for i in range(40))])
+    export(settings)
+    (path,) = files(settings)
+    assert requeue(settings, [path], kinds=["dns"]).requeued == 20
+    again = requeue(settings, [path], kinds=["dns"])
+    assert (again.requeued, again.already) == (0, 20)
+    moved = path.rename(tmp_path / "moved")
+    assert error_requeue.count(settings, order(), [moved]).requeued == 20
+    assert requeue(settings, [moved], limit=5).requeued == 5
+    rest = requeue(settings, [moved])
+    assert (rest.requeued, rest.already, rest.not_tasks) == (15, 25, 1)
+    assert sorted(queued(redis_client)) == sorted(
+        task_again(parse(line)) for line in moved.read_bytes().splitlines()[1:]
+    )
+    assert redis_client.get(KEYS.failed) == b"1"
+
+
+def test_lines_that_come_to_a_file_later_are_requeued_then(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    failed(redis_client, [error(i) for i in range(5)])
+    export(settings)
+    path = files(settings)[0]
+    assert requeue(settings, [path]).requeued == 5
+    with path.open("ab") as file:
+        file.write(error(9) + b"\n" + error(10))
+    assert requeue(settings, [path]).requeued == 1
+
+
+def test_a_file_without_a_task_or_none_at_all(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"{}\n" + b"x" * 20_000_000 + b"\n5\n")
+    assert requeue(settings, [path]).requeued == 0
+    with pytest.raises(FeedError, match="no such file"):
+        requeue(settings, [tmp_path / "absent"])
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_it_asks_with_the_count_and_does_nothing_without_a_yes(
+    settings: Settings,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed(redis_client, [error(i) for i in range(6)])
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))
+    assert run(settings, "requeue", "--host", "h1.example") == 1
+    assert "Put 2 of 6 errors back into the queue of 'ds'? [y/N]" in capsys.readouterr().out
+    assert redis_client.llen(KEYS.error) == 6
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert run(settings, "requeue", "--host", "H1.example") == 0
+    assert redis_client.llen(KEYS.task) == 2
+
+
+def test_without_a_terminal_it_wants_yes_or_a_dry_run(
+    settings: Settings,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed(redis_client, [error(i) for i in range(6)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert run(settings, "requeue") == 2
+    assert run(settings, "requeue", "--kind", "typo", "--dry-run") == 2
+    assert "no such kind: typo" in capsys.readouterr().err
+    assert run(settings, "requeue", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["requeued"] == 6
+    assert redis_client.llen(KEYS.error) == 6
+    assert run(settings, "requeue", "--yes", "--max", "4") == 0
+    assert capsys.readouterr().out == "requeued 4 of 6 errors of 'ds'\n"
