@@ -76,9 +76,25 @@ def holds(file: int, intent: Intent) -> bool:
     return digest.hexdigest() == intent.sha256
 
 
+def write_again(file: int, offset: int, length: int) -> None:
+    """Write the bytes that stand there over themselves, so that the next fsync covers them: after one that
+    failed, the system holds them for written, though they may not be on the disk.
+    """
+    fresh = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)  # one that does not append
+    try:
+        end = offset + length
+        while offset < end:
+            chunk = os.pread(fresh, min(_READ_BYTES, end - offset), offset)
+            if not chunk:
+                return
+            offset += os.pwrite(fresh, chunk, offset)
+    finally:
+        os.close(fresh)
+
+
 def written_of(file: int, offset: int, lines: bytes) -> int:
     """How many bytes of `lines` are in the file at or behind `offset`, in whole lines. A part of the next
-    line at the very end of the file is cut off.
+    line at the very end of the file is cut off. The caller's next fsync covers what is found.
     """
     size = os.fstat(file).st_size
     if size <= offset:
@@ -88,6 +104,7 @@ def written_of(file: int, offset: int, lines: bytes) -> int:
         rest = data[at + count :] if size - at - count < len(lines) else b""
     if rest and lines.startswith(rest, count):
         os.ftruncate(file, at + count)
+    write_again(file, at, count)
     return count
 
 

@@ -32,7 +32,7 @@ from dlconsole.settings import Settings
 P = ParamSpec("P")
 
 _LOOK_EVERY_S: Final = 1.0
-_TIDY_EVERY_S: Final = 30.0
+_LOOK_AROUND_EVERY_S: Final = 30.0
 _DISK_PAUSE_S: Final = 5.0
 _NEIGHBOUR_PATIENCE_S: Final = 10.0
 _NEIGHBOUR_LOOK_S: Final = 0.02
@@ -87,9 +87,6 @@ def export(
         with drain_folder.open_home(folder, source, host_name(settings)) as home:
             run = _Export(settings, watcher, client, home, source, follow=follow)
             run.start(limit)
-            for neighbour in drain_folder.free_homes(folder, source):
-                with neighbour:
-                    run.beside(neighbour).finish_only()
             run.loop()
             run.leave()
             return run.report
@@ -135,18 +132,19 @@ class _Export:
 
     def start(self, limit: int | None) -> None:
         """Become this drainer, and finish what its last process left."""
-        self._take_over()
+        self.take_over()
         waiting: int = self._patience.call(self._waiting)
         self.report.total = waiting if limit is None else min(limit, waiting)
         self._left = limit if self._follow else self.report.total
 
     def loop(self) -> None:
         """Batch by batch until nothing is left to do."""
-        tidied = -_TIDY_EVERY_S
-        while not self._watcher.stop.is_set() and self._left != 0:
-            if time.monotonic() - tidied >= _TIDY_EVERY_S:
-                self._patience.call(spool.tidy, self._client, self._keys, self._settings.redis)
-                tidied = time.monotonic()
+        looked: float | None = None
+        while not self._watcher.stop.is_set() and (self._left != 0 or looked is None):
+            if looked is None or time.monotonic() - looked >= _LOOK_AROUND_EVERY_S:
+                self._finish_for_the_dead()
+                looked = time.monotonic()
+                continue
             batch = self._settings.errors.batch
             spooled = self._take(batch if self._left is None else min(batch, self._left))
             if spooled is not None:
@@ -158,11 +156,6 @@ class _Export:
             else:
                 self._watcher.stop.wait(_LOOK_EVERY_S)
         self.report.stopped = self._watcher.stop.is_set()
-
-    def finish_only(self) -> None:
-        """Finish what the last process of this drainer left, and no more."""
-        self._take_over()
-        self.leave()
 
     def leave(self) -> None:
         """End; a spool that could not be written stays, for the next process."""
@@ -179,12 +172,21 @@ class _Export:
         host, place = host_name(self._settings), str(self._folder)
         self._patience.call(self._drainer.enlist, spool.EXPORT, host, place)
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         self._enlist()
         self._insist(self._settle)
         while spooled := self._take(0):
             self.report.finished += len(spooled.items)
             self._insist(self._finish, spooled)
+
+    def _finish_for_the_dead(self) -> None:
+        """Put back what dead requeues held; finish what drainers of this folder left whose processes died."""
+        self._patience.call(spool.tidy, self._client, self._keys, self._settings.redis)
+        for home in drain_folder.free_homes(self._folder, self._source):
+            with home:
+                neighbour = self.beside(home)
+                neighbour.take_over()
+                neighbour.leave()
 
     def _insist(self, write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Write; with `follow` a disk that cannot be written is waited out. Raises StoreError."""
@@ -285,6 +287,7 @@ class _Export:
         if intent is None:
             return
         if drain_file.holds(file, intent):
+            drain_file.write_again(file, intent.offset, intent.length)
             drain_file.fsync(file)
             self._home.finish()
             return

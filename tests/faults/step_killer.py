@@ -29,7 +29,7 @@ from dlconsole.services import error_export, error_requeue, spool
 from dlconsole.services.error_items import Filter
 from dlconsole.settings import Settings
 
-WRAPPED = ("write", "fsync", "rename", "ftruncate", "unlink", "mkdir")
+WRAPPED = ("write", "pwrite", "fsync", "rename", "ftruncate", "unlink", "mkdir")
 
 
 class Steps:
