@@ -122,7 +122,7 @@ def speed(contender: Callable[[], int], client: redis.Redis) -> float:
     fed = contender()
     seconds = time.perf_counter() - started
     queued = client.llen(keys.task)
-    client.delete(keys.task, keys.fed)
+    client.delete(keys.task, keys.fed, keys.feed)
     if queued != fed:
         raise RigError(f"fed {fed:,} tasks, but {queued:,} are queued")
     return fed / seconds
@@ -158,7 +158,7 @@ def _trimmed(client: redis.Redis, settings: Settings) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        client.unlink(keys.task, keys.fed)
+        client.unlink(keys.task, keys.fed, keys.feed)
 
 
 def _print_peak(urls: Path, redis_url: str) -> int:

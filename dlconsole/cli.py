@@ -19,6 +19,11 @@ COMMANDS: Final = {
     "worker": "headless downloaders, the same as `dlconsole --worker`",
     "feed": "put URL lists into the queue",
     "errors": "failed tasks: count them, export them to files, put them back into the queue",
+    "status": "one picture of the fleet, for scripts and for terminals without a console",
+    "pause": "let the whole fleet take no more tasks",
+    "resume": "let a paused fleet go on",
+    "stop-legacy": "end N legacy workers",
+    "doctor": "look for what is wrong: Redis, disk, limits, DNS, clock, permissions",
     "demo": "the whole path on a simulated web: feed, two workers, the console on top",
     "redis": "the Redis that dlconsole runs by itself: status, start, stop",
     "config": "show the settings and where each comes from",
@@ -74,7 +79,7 @@ def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     name, words = _split_command(words)
     if not name:
         return _top_parser(), words
-    module = importlib.import_module(f"dlconsole.commands.{name}")
+    module = importlib.import_module(f"dlconsole.commands.{name.replace('-', '_')}")
     parser = _Parser(
         prog=f"dlconsole {name}",
         description=module.__doc__,

@@ -174,6 +174,13 @@ class Counts:
         """Tasks with a final outcome."""
         return self.stored + self.failed
 
+    @property
+    def missing(self) -> int | None:
+        """What the invariant is off by: tasks that were fed and are nowhere; negative where there are
+        more than were fed. None where it cannot be checked, because no feeder counted.
+        """
+        return self.fed - self.outstanding - self.done if self.fed > 0 else None
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -251,6 +258,7 @@ class RedisInfo:
     aof: bool = False
     role: str = "master"
     clients: int = 0
+    aof_ok: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,6 +282,8 @@ class FeedSettings(Section):
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
     """Longer lines are refused as bad rows."""
+    done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
+    """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
 
 
 class ErrorsSettings(Section):
@@ -342,7 +344,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
-    feed: FeedSettings = FeedSettings()
+    feed: FeedSettings = Field(default_factory=FeedSettings)  # as the worker's
     errors: ErrorsSettings = Field(default_factory=ErrorsSettings)  # as the worker's
     console: ConsoleSettings = ConsoleSettings()
     log: LogSettings = LogSettings()

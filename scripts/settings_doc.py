@@ -43,6 +43,7 @@ _DEFAULTS = {
     "state_dir": "~/.local/state/dlconsole",
     "worker.store_dir": "./store",
     "errors.dir": "./error_task",
+    "feed.done_file": "./done_part.txt",
     "fetch.max_bytes": "32MiB",
 }
 """Defaults as a reader would write them: they depend on where the program is started, or are long."""

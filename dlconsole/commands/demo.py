@@ -92,7 +92,7 @@ def _terminable() -> Iterator[None]:
     """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that it cleans up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # which the event loop takes between two steps, not inside one
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

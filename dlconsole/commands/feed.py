@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from dlconsole.commands.common import load_settings
+from dlconsole.commands.stopping import stop_event
 from dlconsole.errors import RedisError, UsageError
 
 if TYPE_CHECKING:
@@ -29,10 +28,16 @@ if TYPE_CHECKING:
     from dlconsole.settings import Settings
 
 _DRAW_EVERY_S: Final = 0.1
+_GO_ON: Final = "the same command goes on exactly where it ended"
+_EPILOG: Final = """\
+How far a list is fed stands in Redis, moved by the pushes themselves: after Ctrl-C, a crash or a
+restart of Redis the same command goes on exactly there. A list that is done is named in --done-file.
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
+    parser.epilog = _EPILOG
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="URL list; - is standard input")
     parser.add_argument(
         "--path-template",
@@ -41,54 +46,87 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where images go, of {ds} {sha256} {ab} {cd} {ext} (/{ds}/images/{sha256}.jpg)",
     )
     parser.add_argument("--block", dest="feed.block", metavar="N", help="tasks a push (2000)")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N lines")
+    parser.add_argument("--again", action="store_true", help="feed lists that are done once more")
+    parser.add_argument(
+        "--done-file",
+        dest="feed.done_file",
+        metavar="FILE",
+        help="where done lists are named (./done_part.txt)",
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="leave out the first N lines of standard input"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the first tasks and count; feed nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Feed the files one after the other; 0 when every line was read."""
-    from dlconsole.services import embedded, feeder, manifests
+    """Feed the files one after the other; 0 when every list is done."""
+    from dlconsole.services import embedded, manifests
 
-    if args.skip < 0 or (args.skip and len(args.files) > 1):
-        raise UsageError("--skip takes a number of lines, and goes with one file")
+    paths = list(dict.fromkeys(args.files))
+    if args.skip < 0 or (args.skip and (len(paths) > 1 or not manifests.is_stream(paths[0]))):
+        raise UsageError(
+            "--skip takes a number of lines, and goes with standard input: files go on by themselves"
+        )
     settings = load_settings(args).settings
-    total = manifests.total_bytes(args.files)
-    if not args.dry_run:
-        settings = embedded.resolve(settings)
-    elif not args.json:
-        _print_preview(feeder.preview(args.files[0], settings, 3))
+    total = manifests.total_bytes(paths)
+    if args.dry_run:
+        return _dry_run(paths, settings, total, as_json=args.json)
+    settings = embedded.resolve(settings)
+    _warn(settings)
+    return _feed(paths, settings, total, args)
+
+
+def _warn(settings: Settings) -> None:
+    """Say what about the server is unsafe, before anything is fed to it."""
+    from dlconsole.services import checks
+
+    for finding in checks.ask(settings):
+        print(f"dlconsole: warning: {finding.said}: {finding.todo}", file=sys.stderr)
+
+
+def _feed(paths: list[Path], settings: Settings, total: int | None, args: argparse.Namespace) -> int:
+    from dlconsole.services.feed_run import FeedRun
+
+    feeding = FeedRun(settings, skip=args.skip, again=args.again)
+    with stop_event() as stopped, _progress(total, quiet=args.json) as draw:
+
+        def on_progress(_path: Path, report: FeedReport) -> bool:
+            reports = feeding.reports.values()
+            draw(sum(r.position for r in reports), sum(r.tasks for r in reports), report.waiting)
+            return not stopped.is_set()
+
+        feeding.on_progress = on_progress
+        try:
+            finished = feeding.run(paths)
+        except RedisError as error:
+            raise type(error)(f"{error}\n{_GO_ON}" if feeding.reports else str(error)) from error
+    if feeding.not_listed:
+        print(f"dlconsole: warning: done lists are not written down: {feeding.not_listed}", file=sys.stderr)
+    _print_result(feeding.reports, settings, as_json=args.json, dry_run=False)
+    return 0 if finished else 130
+
+
+def _dry_run(paths: list[Path], settings: Settings, total: int | None, *, as_json: bool) -> int:
+    from dlconsole.services import feeder
+
+    if not as_json:
+        _print_preview(feeder.preview(paths[0], settings, 3))
     reports: dict[Path, FeedReport] = {}
-    done_bytes = 0
-    with _stop_flag() as stopped, _progress(total, quiet=args.json) as draw:
-        for path in args.files:
-            before = done_bytes
+    with stop_event() as stopped, _progress(total, quiet=as_json) as draw:
+        for path in paths:
 
-            def on_progress(report: FeedReport, path: Path = path, before: int = before) -> bool:
+            def on_progress(report: FeedReport, path: Path = path) -> bool:
                 reports[path] = report
-                draw(before + report.position, sum(r.tasks for r in reports.values()))
-                return not stopped()
+                draw(sum(r.position for r in reports.values()), sum(r.tasks for r in reports.values()), "")
+                return not stopped.is_set()
 
-            try:
-                reports[path] = feeder.feed(
-                    path, settings, skip=args.skip, push=not args.dry_run, on_progress=on_progress
-                )
-            except RedisError as error:
-                raise type(error)(_how_to_go_on(error, path, reports.get(path), args.skip)) from error
-            if reports[path].stopped:
+            reports[path] = feeder.count(path, settings, on_progress)
+            if stopped.is_set():
                 break
-            done_bytes += path.stat().st_size if total else 0
-    _print_result(reports, settings, as_json=args.json, dry_run=args.dry_run)
+    _print_result(reports, settings, as_json=as_json, dry_run=True)
     return 130 if any(report.stopped for report in reports.values()) else 0
-
-
-def _how_to_go_on(error: RedisError, path: Path, report: FeedReport | None, skip: int) -> str:
-    if report is None:
-        return f"{error}\n{path}: nothing was fed"
-    return (
-        f"{error}\n{path}: at least {report.fed} tasks are fed, of the first {report.lines} lines; "
-        f"the last block may or may not be (go on with --skip {max(skip, report.lines)})"
-    )
 
 
 def _print_preview(items: list[bytes]) -> None:
@@ -108,52 +146,46 @@ def _print_result(
         print(json.dumps({"dataset": settings.dataset, "dry_run": dry_run, **totals, "files": files}))
         return
     for path, report in reports.items():
-        count = report.tasks if dry_run else report.fed
-        extra = [
-            f"{number:,} {words}"
-            for number, words in (
-                (report.bad, "bad rows left out"),
-                (report.blank, "blank"),
-                (report.not_http, "not http(s), will fail as bad_task"),
-            )
-            if number
-        ]
-        verb = "would feed" if dry_run else "fed"
-        print(f"{path}: {verb} {count:,} tasks to {settings.dataset!r}" + "".join(f", {e}" for e in extra))
-        for line, why in report.samples:
+        print(f"{path}: {_words(report, settings.dataset, dry_run=dry_run)}")
+        for line, why in sorted(report.samples.items()):
             print(f"  line {line:,}: {why}")
-        if report.stopped:
-            print(f"  stopped; go on with: dlconsole feed {path} --skip {report.lines}")
+        if report.stopped and not dry_run:
+            streams = report.size is None
+            print(f"  stopped; go on with --skip {report.lines}" if streams else f"  stopped: {_GO_ON}")
 
 
-@contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end feeding between two blocks; a second one ends it at once."""
-    stopped = False
+def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:
+    """What became of a list."""
+    if report.listed:
+        return "left out: it is named in the file of done lists; --again feeds it"
+    if report.fed_as:
+        return f"left out: it was fed to {dataset!r} before, as {report.fed_as}; --again feeds it once more"
+    extra = [
+        f"{number:,} {words}"
+        for number, words in (
+            (report.bad, "bad rows left out"),
+            (report.blank, "blank"),
+            (report.not_http, "not http(s), will fail as bad_task"),
+        )
+        if number
+    ]
+    if report.fed_before:
+        extra.append(f"after {report.fed_before:,} of an earlier run")
+    verb, number = ("would feed", report.tasks) if dry_run else ("fed", report.fed)
+    return f"{verb} {number:,} tasks to {dataset!r}" + "".join(f", {e}" for e in extra)
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        if stopped:
-            raise KeyboardInterrupt
-        stopped = True
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _progress(total: int | None, *, quiet: bool) -> AbstractContextManager[Callable[[int, int], None]]:
-    """A progress bar on a terminal's stderr; the function takes bytes read and tasks so far."""
+def _progress(total: int | None, *, quiet: bool) -> AbstractContextManager[Callable[[int, int, str], None]]:
+    """A progress bar on a terminal's stderr; the function takes bytes read and tasks so far, and what is
+    waited for.
+    """
     if quiet or not sys.stderr.isatty():
-        return nullcontext(lambda _position, _tasks: None)
+        return nullcontext(lambda _position, _tasks, _waiting: None)
     return _bar(total)
 
 
 @contextmanager
-def _bar(total: int | None) -> Iterator[Callable[[int, int], None]]:
+def _bar(total: int | None) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -164,16 +196,19 @@ def _bar(total: int | None) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[tasks]:,} tasks"),
         TextColumn("{task.fields[speed]:,.0f}/s"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[waiting]}", markup=False),
     ]
     started, drawn = time.monotonic(), 0.0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("feeding", total=total, tasks=0, speed=0.0)
+        bar = progress.add_task("feeding", total=total, tasks=0, speed=0.0, waiting="")
 
-        def draw(position: int, tasks: int) -> None:
+        def draw(position: int, tasks: int, waiting: str) -> None:
             nonlocal drawn
             now = time.monotonic()
             if now - drawn >= _DRAW_EVERY_S:
                 drawn = now
-                progress.update(bar, completed=position, tasks=tasks, speed=tasks / (now - started))
+                said = f"waiting: {waiting}" if waiting else ""
+                speed = tasks / (now - started)
+                progress.update(bar, completed=position, tasks=tasks, speed=speed, waiting=said)
 
         yield draw

@@ -31,11 +31,15 @@ class DiskUsage:
         return 100 * self.used_bytes / usable if usable else 100.0
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists. Raises OSError where none can be seen."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def usage_of(folder: Path) -> DiskUsage:
     """The filesystem of `folder`, or of the nearest folder above it that exists. Raises OSError."""
-    folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    stats = os.statvfs(existing)
+    stats = os.statvfs(existing(folder))
     return DiskUsage(
         total_bytes=stats.f_blocks * stats.f_frsize,
         used_bytes=(stats.f_blocks - stats.f_bfree) * stats.f_frsize,

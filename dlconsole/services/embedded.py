@@ -29,7 +29,7 @@ import psutil
 from redis.exceptions import BusyLoadingError, RedisError as LibraryError
 
 from dlconsole.errors import RedisUnavailable, RedisUnusable
-from dlconsole.services import connection
+from dlconsole.services import connection, torn_aof
 from dlconsole.services.redis_binary import find_server
 from dlconsole.settings import Settings
 from dlconsole.units import format_bytes
@@ -124,6 +124,8 @@ class EmbeddedRedis:
         while True:
             answer = self._ping()
             if answer == "ready":
+                if launched and torn_aof.was_cut(self.log, log_start):
+                    torn_aof.mend(self.url)
                 return self.url
             if answer == "loading":
                 deadline = min(time.monotonic() + START_TIMEOUT_S, load_deadline)

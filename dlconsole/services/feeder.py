@@ -1,147 +1,122 @@
-"""Tasks → queue: blocks of lines become blocks of tasks, each pushed and counted in one transaction."""
+"""Lists → queue: each block of tasks is pushed together with the list's position, in one script.
+
+So the position in Redis is the truth, and there is nothing else to agree with it: whoever feeds asks
+where the list stands and goes on from there, after a `kill -9`, after a reply that never came, and
+after a Redis that came back without its last second.
+"""
 
 from __future__ import annotations
 
-import json
-import re
+import os
+import random
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from string import Formatter
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Any, Final, Self
 
+import msgspec
 import redis
-from redis.exceptions import ResponseError
 
+from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable
 from dlconsole.services import manifests
 from dlconsole.services.connection import check_version, connect, translated
+from dlconsole.services.items import Tally, TaskWriter
 from dlconsole.services.keys import Keys
+from dlconsole.services.manifests import UrlList
 from dlconsole.services.permission import require_writable
-from dlconsole.services.queue import SENTINEL
+from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
-MAX_SAMPLES: Final = 10
-_IMAGE_EXTENSIONS: Final = frozenset(
-    {"jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ico"}
-)
+CLIENT_NAME: Final = "dlconsole-feed"
+_MAX_BACKOFF_S: Final = 5.0
+_STEP_S: Final = 0.1
+"""While waiting for Redis: how often it is looked whether to stop."""
 
-# What needs neither JSON escapes nor a closer look: nearly every line.
-_PLAIN_URL: Final = re.compile(rb"https?://[!#-\[\]-~]+")
-_HTTP: Final = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a list is fed: a value of `…:dl:feed`. `offset` and `line` are behind the last block, the
+    counts are of this `turn`: how often the list was begun. `path` is where it was, for a reader.
+    """
+
+    path: str
+    turn: int = 1
+    line: int = 0
+    offset: int = 0
+    fed: int = 0
+    not_http: int = 0
+    blank: int = 0
+    bad: int = 0
+
+
+_POSITION: Final = msgspec.json.Decoder(Position)
+
+
+def parse_position(text: bytes | None) -> Position | None:
+    """The position that Redis has, None for none. Raises RedisUnusable where it is not ours."""
+    if not text:
+        return None
+    try:
+        return _POSITION.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise RedisUnusable(f"a list's position in Redis is none of dlconsole's: {text[:80]!r}") from None
 
 
 @dataclass(slots=True)
 class FeedReport:
-    """What feeding did so far. `lines` counts those consumed, also blank and bad ones, so that a later
-    run can skip them; `tasks` were made of them, `fed` of these are known to be in Redis.
-    `samples` are the first bad rows as (line number from 1, why).
+    """What feeding a list did so far. `lines` are those that lie behind it, also of earlier runs; the
+    counts are of this run: `tasks` were made, `fed` of them are known to be in Redis.
+    `samples` are the first bad rows: line number from 1 → why.
     """
 
+    list_id: str = ""
+    size: int | None = None
+    began_line: int = 0
+    fed_before: int = 0
+    """Where an earlier run had come to, and how many tasks it fed."""
     lines: int = 0
+    position: int = 0
     tasks: int = 0
     fed: int = 0
     not_http: int = 0
     blank: int = 0
     bad: int = 0
-    position: int = 0
-    samples: list[tuple[int, str]] = field(default_factory=list)
+    samples: dict[int, str] = field(default_factory=dict)
+    waiting: str = ""
+    """Why nothing is pushed just now: Redis is away."""
+    fed_as: str = ""
+    """Nothing was left to do: the path that this list, or one with equal content, was fed from."""
+    listed: bool = False
+    """Nothing was done: the list of lists that are done has it, and Redis knows nothing of it."""
     stopped: bool = False
-
-    def reject(self, line: int, why: str) -> None:
-        """Count a bad row."""
-        self.bad += 1
-        if len(self.samples) < MAX_SAMPLES:
-            self.samples.append((line, why))
-
-
-class TaskWriter:
-    """Makes the list items of one dataset: byte for byte what the legacy feeder's `json.dumps` gives."""
-
-    def __init__(self, settings: Settings) -> None:
-        template = settings.feed.path_template
-        self._max_url_bytes = settings.feed.max_url_bytes
-        self._fields = [name for _, name, _, _ in Formatter().parse(template) if name and name != "ds"]
-        marks = {name: f"\x00{name}\x00" for name in ("sha256", "ab", "cd", "ext")}
-        path = "/" + template.format_map(marks | {"ds": settings.dataset}).lstrip("/")
-        escaped = json.dumps(path).replace("%", "%%")
-        for name in marks:
-            escaped = escaped.replace(f"\\u0000{name}\\u0000", "%s")
-        self._format = f'{{"img_path": {escaped}, "img_url": "%s"}}'.encode()
-        self._only_sha256 = self._fields == ["sha256"]
-
-    def tasks(self, lines: list[bytes], report: FeedReport) -> list[bytes]:
-        """The items of the good lines; the others are counted in `report`, which moves on."""
-        first = report.lines
-        items: list[bytes] = []
-        append, plain, form, limit = items.append, _PLAIN_URL.fullmatch, self._format, self._max_url_bytes
-        only_sha256 = self._only_sha256
-        has_sentinel = any(SENTINEL in line for line in lines)
-        for index, line in enumerate(lines):
-            if plain(line) and only_sha256 and not has_sentinel and len(line) <= limit:
-                append(form % (sha256(line).hexdigest().encode(), line))
-            else:
-                item = self._careful(line, first + index + 1, report)
-                if item is not None:
-                    append(item)
-        report.lines += len(lines)
-        return items
-
-    def _careful(self, line: bytes, number: int, report: FeedReport) -> bytes | None:
-        """The item of any line, or None with the reason in `report`."""
-        line = line.strip()
-        if not line:
-            report.blank += 1
-            return None
-        why = self._fault(line)
-        if why:
-            report.reject(number, why)
-            return None
-        url = line.decode()
-        if not _HTTP.match(url):
-            # Fed all the same, as legacy does: its failure is then on record with the others.
-            report.not_http += 1
-        return self._format % (*self._path_values(url), json.dumps(url)[1:-1].encode())
-
-    def _fault(self, line: bytes) -> str:
-        """Why a line is no URL that can be fed, or nothing."""
-        if len(line) > self._max_url_bytes:
-            return f"longer than {self._max_url_bytes} bytes"
-        try:
-            url = line.decode()
-        except UnicodeDecodeError:
-            return "not UTF-8"
-        if SENTINEL in line:
-            return "contains 'stop_this_task', which stops a legacy worker"
-        if any(c < " " or c == "\x7f" for c in url):
-            return "contains a control character"
-        return ""
-
-    def _path_values(self, url: str) -> Iterator[bytes]:
-        digest = sha256(url.encode()).hexdigest()
-        values = {"sha256": digest, "ab": digest[:2], "cd": digest[2:4]}
-        for name in self._fields:
-            yield (values[name] if name in values else _extension(url)).encode()
-
-
-def _extension(url: str) -> str:
-    """The URL's own extension where it is a picture's, else `jpg`."""
-    try:
-        found = urlsplit(url).path.rpartition(".")[2].lower()
-    except ValueError:
-        return "jpg"
-    return found if found in _IMAGE_EXTENSIONS else "jpg"
 
 
 def preview(path: Path, settings: Settings, count: int) -> list[bytes]:
     """The first `count` items that feeding `path` would give. Raises FeedError."""
-    writer, report, items = TaskWriter(settings), FeedReport(), []
-    for block in manifests.read_lines(path, max_line_bytes=settings.feed.max_url_bytes):
-        items += writer.tasks(block.lines[: count * 100], report)
-        if len(items) >= count:
-            break
+    writer, tally, items = TaskWriter(settings), Tally(), list[bytes]()
+    with manifests.open_list(path) as source:
+        for block in source.blocks(at=0, lines=100 * count, max_line_bytes=settings.feed.max_url_bytes):
+            items += writer.tasks(block.lines, tally)
+            if len(items) >= count:
+                break
     return items[:count]
+
+
+def count(path: Path, settings: Settings, on_progress: Callable[[FeedReport], bool]) -> FeedReport:
+    """Read a list as `feed` would, and push nothing. Raises FeedError."""
+    writer, tally, report = TaskWriter(settings), Tally(), FeedReport()
+    with manifests.open_list(path) as source:
+        limit = settings.feed.max_url_bytes
+        for block in source.blocks(at=0, lines=settings.feed.block, max_line_bytes=limit):
+            writer.tasks(block.lines, tally, too_long=block.too_long)
+            report.lines, report.position, report.tasks = tally.lines, block.end, tally.tasks
+            report.not_http, report.blank, report.bad = tally.not_http, tally.blank, tally.bad
+            report.samples = tally.samples
+            if not on_progress(report):
+                report.stopped = True
+                break
+    return report
 
 
 def feed(
@@ -149,118 +124,273 @@ def feed(
     settings: Settings,
     *,
     skip: int = 0,
-    push: bool = True,
+    again: bool = False,
+    listed: bool = False,
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
 ) -> FeedReport:
-    """Feed one file, from line `skip` on; `on_progress` is called after each block, and ends it by False.
+    """Feed a list from where it stands; `on_progress` is called after each block, and ends it by False.
 
-    `push=False` only reads and counts. Raises FeedError, ReadOnlyError, RedisUnavailable,
-    RedisUnusable; the report that `on_progress` saw last then says how far it came.
+    `skip` lines of a stream are left out. `again` feeds a list that is done once more; one that is half
+    fed is gone on with all the same, so the same command can be repeated until it comes to its end.
+    `listed` says that somebody else knows this list to be done, which counts where Redis does not know it.
+
+    Waits while Redis is away, but not at the start. Raises FeedError, ReadOnlyError, RedisUnusable, and
+    RedisUnavailable where Redis cannot be reached at the start.
     """
-    report = FeedReport()
-    if not push:
-        _feed_blocks(path, settings, skip, report, lambda _items: None, on_progress)
-        return report
     require_writable(settings, "feeding")
-    with connect(settings.redis, name="dlconsole-feed") as client, translated(settings.redis):
-        check_version(client.info("server"), settings.redis)
-        pusher = _Pusher(client, Keys(settings.dataset), report)
-        try:
-            _feed_blocks(path, settings, skip, report, pusher.push, on_progress)
-        finally:
-            pusher.finish()
+    report = FeedReport()
+    with manifests.open_list(path) as source:
+        _Feeder(source, settings, report, on_progress, skip=skip, again=again, listed=listed).run()
     return report
 
 
-def _feed_blocks(
-    path: Path,
-    settings: Settings,
-    skip: int,
-    report: FeedReport,
-    push: Callable[[list[bytes]], None],
-    on_progress: Callable[[FeedReport], bool],
-) -> None:
-    writer = TaskWriter(settings)
-    for lines, position, too_long in _blocks(path, settings, skip, report):
-        items = writer.tasks(lines, report)
-        if items:
-            push(items)
-        report.tasks += len(items)
-        report.position = position
-        for _ in range(too_long):
-            report.lines += 1
-            report.reject(report.lines, f"longer than {settings.feed.max_url_bytes} bytes")
-        if not on_progress(report):
-            report.stopped = True
-            return
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """A block on its way: from position `before` to `after`, as text and as numbers."""
+
+    before: bytes
+    after: bytes
+    to: Position
+    items: list[bytes]
 
 
-class _Pusher:
-    """Pushes blocks, one ahead: while the server takes in a block, the next one is being made.
+class _Moved(Exception):
+    """The list does not stand where it was thought to: somebody else feeds it, or Redis lost something."""
 
-    A block and its count go in one transaction, so both are there or neither is.
+
+class _Feeder:
+    """Feeds one list. Blocks are pushed one ahead: while the server takes in one, the next is made."""
+
+    def __init__(
+        self,
+        source: UrlList,
+        settings: Settings,
+        report: FeedReport,
+        on_progress: Callable[[FeedReport], bool],
+        *,
+        skip: int,
+        again: bool,
+        listed: bool,
+    ) -> None:
+        self._source = source
+        self._settings = settings
+        self._report = report
+        self._on_progress = on_progress
+        self._skip = skip
+        self._again = again
+        self._listed = listed
+        self._path = os.fsencode(source.path.absolute()).decode("utf-8", "replace")
+        self._writer = TaskWriter(settings)
+        self._sent: deque[_Push] = deque()
+        self._made: Iterator[_Push] = iter(())
+        self._stands: bytes | None = None
+        """The last position that Redis said; None before the first."""
+        self._turn = 1
+        self._began = Position(self._path)
+        report.list_id, report.size = source.id, source.size
+
+    def run(self) -> None:
+        """Until the list's end, or until it was asked to stop."""
+        failures = 0
+        at_end = False
+        while not self._report.stopped:
+            fed = self._report.fed
+            try:
+                with _Link(self._settings, self._source.id) as link:
+                    self._report.waiting = ""
+                    if not at_end and self._agree(link):
+                        self._push_all(link)
+                    at_end = not self._report.stopped
+                    if at_end and self._source.size is None:
+                        link.forget()
+                    return
+            except _Moved:
+                continue
+            except RedisUnavailable as error:
+                if self._stands is None:
+                    raise
+                failures = failures + 1 if self._report.fed == fed else 1
+                self._wait(failures, error)
+
+    def _agree(self, link: _Link) -> bool:
+        """Ask where the list stands and go on from there; whether anything is left to do."""
+        stands = link.stands()
+        first, self._stands = self._stands is None, self._stands if self._stands is not None else b""
+        # Of what was sent without an answer some may have arrived.
+        arrived = [push.after for push in self._sent]
+        for _ in range(arrived.index(stands) + 1 if stands in arrived else 0):
+            self._arrived(self._sent.popleft())
+        if first or stands != self._stands:
+            return self._go_on_from(stands, first=first)
+        for push in self._sent:
+            link.send(push)
+        return True
+
+    def _go_on_from(self, stands: bytes, *, first: bool) -> bool:
+        """Begin at, or go back or forward to, the position that Redis has."""
+        found = parse_position(stands)
+        size = self._source.size
+        if size is None and not first:
+            raise FeedError(
+                f"{self._source.path}: Redis came back without what was pushed last, and a stream cannot be "
+                f"read twice; feed it once more from line {(found.line if found else self._skip) + 1} on "
+                f"(--skip {found.line if found else self._skip})"
+            )
+        if first and self._listed and not self._again and found is None:
+            self._report.listed, self._report.position = True, size or 0
+            return False
+        complete = size is not None and found is not None and found.offset >= size
+        if first and found is not None:
+            self._turn = found.turn + (complete and self._again)
+        done = complete and found is not None and found.turn >= self._turn
+        if found is None or (complete and not done):
+            found = Position(self._path, turn=self._turn, line=self._skip if size is None else 0)
+        if first or found.turn != self._began.turn or found.offset < self._began.offset:
+            self._began = found
+            self._report.began_line, self._report.fed_before = found.line, found.fed
+        self._sent.clear()
+        self._stands = stands
+        self._show(found)
+        if done:
+            self._report.fed_as, self._report.position = found.path if first else "", size or 0
+            return False
+        self._made = self._pushes(found)
+        return True
+
+    def _push_all(self, link: _Link) -> None:
+        for push in self._made:
+            self._sent.append(push)
+            link.send(push)
+            while len(self._sent) > 1:
+                self._collect(link)
+            if not self._on_progress(self._report):
+                self._report.stopped = True
+                break
+        while self._sent:
+            self._collect(link)
+
+    def _pushes(self, start: Position) -> Iterator[_Push]:
+        """The list's blocks from `start` on, each knowing which one it follows."""
+        settings = self._settings.feed
+        tally = Tally(start.line, start.fed, start.not_http, start.blank, start.bad, self._report.samples)
+        before = self._stands or b""
+        blocks = self._source.blocks(
+            at=start.offset, lines=settings.block, max_line_bytes=settings.max_url_bytes
+        )
+        for lines, too_long, end in self._skipped(blocks):
+            items = self._writer.tasks(lines, tally, too_long=too_long)
+            to = Position(
+                self._path, self._turn, tally.lines, end, tally.tasks, tally.not_http, tally.blank, tally.bad
+            )
+            after = msgspec.json.encode(to)
+            self._report.tasks = tally.tasks - self._began.fed
+            self._report.position = end
+            yield _Push(before, after, to, items)
+            before = after
+
+    def _skipped(self, blocks: Iterator[manifests.Block]) -> Iterator[tuple[list[bytes], int, int]]:
+        """Lines, too long lines, end of each block; a stream's without the first `skip` lines."""
+        left = self._skip if self._source.size is None else 0
+        for block in blocks:
+            lines, too_long = block.lines, block.too_long
+            if left:
+                skipped = min(left, len(lines))
+                lines, left = lines[skipped:], left - skipped
+                left, too_long = (left - too_long, 0) if left else (0, too_long)
+                if not lines and not too_long:
+                    continue
+            yield lines, too_long, block.end
+
+    def _collect(self, link: _Link) -> None:
+        """Read the answer to the oldest block on its way."""
+        applied, stands = link.answer()
+        if not applied and stands != self._sent[0].after:
+            raise _Moved
+        self._arrived(self._sent.popleft())
+
+    def _arrived(self, push: _Push) -> None:
+        self._stands = push.after
+        self._show(push.to)
+
+    def _show(self, stands: Position) -> None:
+        """Bring the report to what is known to be in Redis."""
+        report, began = self._report, self._began
+        report.lines = stands.line
+        if stands.turn == began.turn:
+            report.fed = max(0, stands.fed - began.fed)
+            report.not_http = max(0, stands.not_http - began.not_http)
+            report.blank = max(0, stands.blank - began.blank)
+            report.bad = max(0, stands.bad - began.bad)
+
+    def _wait(self, failures: int, error: RedisUnavailable) -> None:
+        """A growing pause, with jitter, that notices being asked to stop."""
+        self._report.waiting = str(error)
+        wait_s = min(_MAX_BACKOFF_S, 0.1 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+        until = time.monotonic() + wait_s
+        while not self._report.stopped and (left_s := until - time.monotonic()) > 0:
+            self._report.stopped = not self._on_progress(self._report)
+            time.sleep(min(_STEP_S, left_s))
+
+
+class _Link:
+    """One connection to Redis, used as a pipe: blocks go out before earlier ones are answered.
+
+    Every method raises RedisUnavailable or RedisUnusable; then it is of no more use.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, report: FeedReport) -> None:
-        self._keys = keys
-        self._report = report
-        self._pool = client.connection_pool
-        self._connection = self._pool.get_connection()
-        self._sent = 0
+    def __init__(self, settings: Settings, list_id: str) -> None:
+        self._url = settings.redis
+        self._keys = Keys(settings.dataset)
+        self._id = list_id
+        self._script = script("push")
 
-    def push(self, items: list[bytes]) -> None:
-        """Send a block; its answer is read before the next one is sent."""
-        self._collect()
-        commands = [
-            (b"MULTI",),
-            (b"LPUSH", self._keys.task, *items),
-            (b"INCRBY", self._keys.fed, len(items)),
-            (b"EXEC",),
-        ]
-        self._connection.send_packed_command(  # type: ignore[no-untyped-call]
-            self._connection.pack_commands(commands)  # type: ignore[no-untyped-call]
-        )
-        self._sent = len(items)
-
-    def finish(self) -> None:
-        """Read the last answer, and give the connection back."""
+    def __enter__(self) -> Self:
+        self._client: redis.Redis = connect(self._url, name=CLIENT_NAME)
         try:
-            self._collect()
-        finally:
-            self._pool.release(self._connection)
+            with translated(self._url):
+                check_version(self._client.info("server"), self._url)
+                self._connection: Any = self._client.connection_pool.get_connection()
+                self._call("SCRIPT", "LOAD", self._script.source)
+        except BaseException:
+            self._client.close()
+            raise
+        return self
 
-    def _collect(self) -> None:
-        if not self._sent:
-            return
-        sent, self._sent = self._sent, 0
-        errors = []
-        for _ in range(4):
+    def __exit__(self, *_exception: object) -> None:
+        self._connection.disconnect()  # answers may still be on their way
+        self._client.connection_pool.release(self._connection)
+        self._client.close()
+
+    def stands(self) -> bytes:
+        """The list's position in Redis, b'' for none."""
+        with translated(self._url):
+            return self._call("HGET", self._keys.feed, self._id) or b""
+
+    def send(self, push: _Push) -> None:
+        """Send a block."""
+        keys = self._keys
+        with translated(self._url):
+            words = ("EVALSHA", self._script.sha, 3, keys.task, keys.fed, keys.feed)
+            command = self._connection.pack_command(*words, self._id, push.before, push.after, *push.items)
+            self._connection.send_packed_command(command, check_health=False)
+
+    def answer(self) -> tuple[int, bytes]:
+        """The answer to the oldest block that has none yet: whether it was applied, where the list stands.
+
+        Raises RedisUnavailable also where the server has lost the script: the next link loads it again.
+        """
+        with translated(self._url):
             try:
-                self._connection.read_response()
-            except ResponseError as error:
-                errors.append(error)
-        if errors:  # the first says why; EXEC's only that it was called off
-            raise errors[0]
-        self._report.fed += sent
+                applied, stands = self._connection.read_response()
+            except redis.exceptions.NoScriptError as error:
+                raise RedisUnavailable(f"the server lost its scripts: {error}") from error
+        return int(applied), bytes(stands)
 
+    def forget(self) -> None:
+        """Drop the position: of a stream nobody can go on."""
+        with translated(self._url):
+            self._call("HDEL", self._keys.feed, self._id)
 
-def _blocks(
-    path: Path, settings: Settings, skip: int, report: FeedReport
-) -> Iterator[tuple[list[bytes], int, int]]:
-    """Lines in blocks of the size to push, after the first `skip`."""
-    size = settings.feed.block
-    for block in manifests.read_lines(path, max_line_bytes=settings.feed.max_url_bytes):
-        lines, too_long = block.lines, block.too_long
-        left = skip - report.lines
-        if left > 0:
-            skipped = min(left, len(lines))
-            report.lines += skipped
-            lines = lines[skipped:]
-            if left > skipped and too_long:
-                report.lines += 1
-                too_long = 0
-        if not lines and not too_long:
-            continue
-        for start in range(0, max(len(lines), 1), size):
-            last = start + size >= len(lines)
-            yield lines[start : start + size], block.position, too_long if last else 0
+    def _call(self, *words: str | bytes) -> Any:
+        self._connection.send_command(*words, check_health=False)
+        return self._connection.read_response()

@@ -19,11 +19,11 @@ from dlconsole.model import (
     HostView,
     Pause,
     Rates,
-    RedisInfo,
     SessionStats,
     SessionView,
 )
 from dlconsole.services import history
+from dlconsole.services.checks import redis_info
 from dlconsole.services.connection import check_version, connect_async, translated
 from dlconsole.services.keys import LEGACY_DISK, Keys
 from dlconsole.services.scripts import script
@@ -124,7 +124,7 @@ class FleetReader:
             hosts=_hosts(host_stats, legacy_disk, sessions, at_ms),
             sessions=sessions,
             history=tuple(self._history),
-            redis=_redis_info(info),
+            redis=redis_info(info),
             pause=_pause(control),
             unreadable=bad_sessions + bad_hosts,
         )
@@ -239,18 +239,6 @@ def _pause(control: dict[bytes, bytes]) -> Pause | None:
         by=control.get(b"by", b"").decode("utf-8", "replace"),
         why=control.get(b"why", b"").decode("utf-8", "replace"),
         at_ms=int(at) if at.isdigit() else 0,
-    )
-
-
-def _redis_info(info: dict[str, Any]) -> RedisInfo:
-    return RedisInfo(
-        version=str(info.get("valkey_version") or info.get("redis_version", "")),
-        used_bytes=int(info.get("used_memory", 0)),
-        max_bytes=int(info.get("maxmemory", 0)),
-        policy=str(info.get("maxmemory_policy", "")),
-        aof=bool(info.get("aof_enabled", 0)),
-        role=str(info.get("role", "master")),
-        clients=int(info.get("connected_clients", 0)),
     )
 
 

@@ -93,6 +93,11 @@ class Keys:
         return self._prefix + "hosts"
 
     @property
+    def feed(self) -> str:
+        """HASH: a list's id → how far it is fed, `Position` as JSON; moved by the pushes themselves."""
+        return self._prefix + "feed"
+
+    @property
     def control(self) -> str:
         """HASH: `paused`, `by`, `why`, `at`: the fleet-wide pause."""
         return self._prefix + "control"

@@ -22,7 +22,7 @@ import redis
 from dlconsole.errors import FencedError, RedisUnavailable
 from dlconsole.log import Logger
 from dlconsole.model import SessionStats
-from dlconsole.services import hosts, upkeep
+from dlconsole.services import checks, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
@@ -348,7 +348,10 @@ class Courier:
 
     def _open(self) -> None:
         with translated(self._settings.redis):
-            check_version(self._client.info("server"), self._settings.redis)
+            info = self._client.info()
+        check_version(info, self._settings.redis)
+        for finding in checks.findings(checks.redis_info(info)):
+            self._log.warning(finding.said, todo=finding.todo)
         self._server_ms = self._session.open()
         self._tally.begin(self._server_ms)
         self._log.info("session opened", session=self._session.id)

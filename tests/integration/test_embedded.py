@@ -428,6 +428,24 @@ def test_a_private_redis_can_be_killed_and_restarted_in_place() -> None:
     assert not directory.exists()
 
 
+def test_an_append_only_file_that_was_torn_inside_a_transaction_is_mended() -> None:
+    """Otherwise the next start takes what is left of the transaction for a part of what follows it."""
+    with PrivateRedis() as server, connect(server.url, name="test") as client:
+        client.pipeline(transaction=True).rpush("list", "torn").set("key", "torn").execute()
+        server.kill()
+        (aof,) = [
+            *server.directory.glob("appendonly.aof"),
+            *server.directory.glob("appendonlydir/*.incr.aof"),
+        ]
+        os.truncate(aof, aof.stat().st_size - len("*1\r\n$4\r\nEXEC\r\n") - 3)
+        server.restart()
+        assert client.keys() == []
+        client.pipeline(transaction=True).rpush("list", "whole").set("key", "whole").execute()
+        server.kill()
+        server.restart()
+        assert client.lrange("list", 0, -1) == [b"whole"]
+
+
 def test_a_private_redis_is_gone_when_its_owner_is_killed() -> None:
     code = (
         "from dlconsole.services.private_redis import PrivateRedis; from dlconsole.services.embedded import EmbeddedRedis\n"

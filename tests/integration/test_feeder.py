@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,11 @@ import redis
 from conftest import KEYS
 
 from dlconsole.cli import main
-from dlconsole.errors import FeedError, RedisUnavailable
+from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable
+from dlconsole.services.done_list import DoneList
+from dlconsole.services.feed_run import FeedRun
 from dlconsole.services.feeder import FeedReport, feed, preview
+from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
 
@@ -29,9 +35,36 @@ def legacy_item(url: str) -> bytes:
     return json.dumps({"img_path": f"/ds/images/{digest}.jpg", "img_url": url}).encode()
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of done lists is made where feeding was started."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
-def settings(redis_url: str) -> Settings:
-    return Settings(redis=redis_url, dataset="ds")
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    return Settings.model_validate(
+        {"redis": redis_url, "dataset": "ds", "feed": {"done_file": tmp_path / "done_part.txt"}}
+    )
+
+
+def urls(count: int, first: int = 0) -> bytes:
+    return b"".join(b"http://a.example/%d\n" % i for i in range(first, first + count))
+
+
+def items(count: int) -> list[bytes]:
+    return [legacy_item(f"http://a.example/{i}") for i in range(count)]
+
+
+def stop_after(blocks: int) -> Callable[[FeedReport], bool]:
+    seen = 0
+
+    def on_progress(_report: FeedReport) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen < blocks
+
+    return on_progress
 
 
 def written(tmp_path: Path, content: bytes) -> Path:
@@ -83,8 +116,8 @@ def test_bad_rows_are_left_out_counted_and_sampled(
     )
     assert queued(redis_client) == [legacy_item("http://a.example/1"), legacy_item("http://a.example/2")]
     assert report.bad == 4
-    assert [line for line, _ in report.samples] == [2, 3, 4, 5]
-    assert "stop_this_task" in report.samples[0][1]
+    assert list(report.samples) == [2, 3, 4, 5]
+    assert "stop_this_task" in report.samples[2]
 
 
 @pytest.mark.parametrize("line_bytes", [1 << 20, (1 << 20) + 1, 3 << 20])
@@ -121,43 +154,259 @@ def test_the_template_places_files(redis_url: str, redis_client: redis.Redis, tm
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 1999, 2000, 2001, 4999, 5000, 6000])
-def test_skipping_goes_on_exactly_where_it_says(
+def test_skipping_lines_of_a_stream_goes_on_exactly_there(
     skip: int, settings: Settings, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    lines = [b"" if i % 10 == 3 else b"http://a.example/%d" % i for i in range(5000)]
-    report = feed(written(tmp_path, b"\n".join(lines) + b"\n"), settings, skip=skip)
-    assert queued(redis_client) == [legacy_item(line.decode()) for line in lines[skip:] if line]
-    assert report.lines == 5000
+    lines = [
+        b"" if i % 10 == 3 else b"x" * 9000 if i % 1000 == 7 else b"http://a.example/%d" % i
+        for i in range(5000)
+    ]
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"\n".join(lines) + b"\n",))
+    writer.start()
+    report = feed(tmp_path / "pipe", settings, skip=skip)
+    writer.join()
+    fed = [line.decode() for line in lines[skip:] if line and len(line) < 9000]
+    assert queued(redis_client) == [legacy_item(url) for url in fed]
+    assert report.lines == max(5000, skip)
+    assert redis_client.exists(KEYS.feed) == 0  # nobody can go on with a stream
 
 
-def test_stopping_between_blocks_says_where_to_go_on(
+def test_a_list_that_was_stopped_goes_on_exactly_there(
     settings: Settings, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    path = written(tmp_path, b"".join(b"http://a.example/%d\n" % i for i in range(9000)))
-    blocks = 0
-
-    def stop_after_two(_report: FeedReport) -> bool:
-        nonlocal blocks
-        blocks += 1
-        return blocks < 2
-
-    first = feed(path, settings, on_progress=stop_after_two)
+    path = written(tmp_path, urls(9000))
+    first = feed(path, settings, on_progress=stop_after(2))
     assert first.stopped and first.fed == first.lines == redis_client.llen(KEYS.task) == 4000
-    feed(path, settings, skip=first.lines)
-    assert queued(redis_client) == [legacy_item(f"http://a.example/{i}") for i in range(9000)]
+    path = path.rename(tmp_path / "moved.txt")
+    second = feed(path, settings)
+    assert (second.fed, second.fed_before, second.began_line, second.lines) == (5000, 4000, 4000, 9000)
+    assert queued(redis_client) == items(9000)
     assert redis_client.get(KEYS.fed) == b"9000"
 
 
-def test_a_push_that_redis_refuses_feeds_and_counts_nothing_of_its_block(
+def test_a_list_that_is_done_is_fed_once_more_only_when_asked_to(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(5000))
+    feed(path, settings)
+    again = feed(path, settings)
+    assert (again.fed, again.fed_as) == (0, str(path))
+    assert redis_client.get(KEYS.fed) == b"5000"
+    first = feed(path, settings, again=True, on_progress=stop_after(1))
+    rest = feed(path, settings, again=True)
+    assert (first.fed, rest.fed, rest.fed_before) == (2000, 3000, 2000)
+    assert queued(redis_client) == items(5000) * 2
+    assert redis_client.get(KEYS.fed) == b"10000"
+
+
+def test_lists_with_equal_content_are_one_list_and_others_are_not(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    content = urls(100_000)
+    one, copy, other = tmp_path / "one", tmp_path / "copy", tmp_path / "other"
+    one.write_bytes(content)
+    copy.write_bytes(content)
+    other.write_bytes(content[:-2] + b"x\n")
+    assert feed(one, settings).fed == 100_000
+    assert feed(copy, settings).fed_as == str(one)
+    assert feed(other, settings).fed == 100_000
+
+
+def test_bad_lines_of_earlier_runs_are_not_counted_again(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, b"bad\xff\n\nodd\n" + urls(3000) + b"bad\xff\n")
+    first = feed(path, settings, on_progress=stop_after(1))
+    second = feed(path, settings)
+    assert (first.bad, first.blank, first.not_http, first.fed) == (1, 1, 1, 1998)
+    assert (second.bad, second.blank, second.not_http, second.fed) == (1, 0, 0, 1003)
+    assert list(second.samples) == [3004]
+
+
+def test_a_list_that_changes_while_it_is_fed_is_said(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(5000))
+
+    def grow(_report: FeedReport) -> bool:
+        with path.open("ab") as file:
+            file.write(b"http://a.example/more\n")
+        return True
+
+    with pytest.raises(FeedError, match="was changed"):
+        feed(path, settings, on_progress=grow)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n", b"\n\n\n", b"x" * 20_000, b"\xff\n"])
+def test_a_list_without_any_task_is_done(
+    content: bytes, settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, content)
+    run = FeedRun(settings)
+    assert run.run([path])
+    assert redis_client.exists(KEYS.task, KEYS.fed) == 0
+    assert DoneList(settings.feed.done_file).has(path)
+
+
+def test_a_redis_that_is_full_is_waited_for(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(5000))
+    redis_client.config_set("maxmemory", "1")
+    waited = []
+
+    def raise_it_then(report: FeedReport) -> bool:
+        if report.waiting:
+            waited.append(report.waiting)
+            assert redis_client.exists(KEYS.task, KEYS.fed, KEYS.feed) == 0
+            redis_client.config_set("maxmemory", "0")
+        return True
+
+    try:
+        report = feed(path, settings, on_progress=raise_it_then)
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert "maxmemory" in waited[0]
+    assert report.fed == 5000 and not report.waiting
+    assert queued(redis_client) == items(5000)
+
+
+def test_waiting_for_redis_can_be_ended(
     settings: Settings, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     redis_client.config_set("maxmemory", "1")
     try:
-        with pytest.raises(RedisUnavailable, match="maxmemory"):
-            feed(written(tmp_path, b"http://a.example/1\n"), settings)
+        report = feed(written(tmp_path, urls(10)), settings, on_progress=lambda report: not report.waiting)
     finally:
         redis_client.config_set("maxmemory", "0")
-    assert redis_client.exists(KEYS.task, KEYS.fed) == 0
+    assert report.stopped and report.fed == 0
+
+
+def test_a_redis_that_is_not_there_at_the_start_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RedisUnavailable):
+        feed(written(tmp_path, urls(1)), Settings(redis="redis://127.0.0.1:1/0"))
+
+
+def test_two_feeders_of_one_list_feed_it_once_between_them(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(60_000))
+    threads = [threading.Thread(target=feed, args=(path, settings)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert queued(redis_client) == items(60_000)
+    assert redis_client.get(KEYS.fed) == b"60000"
+
+
+def test_a_block_that_arrives_twice_or_late_changes_nothing(redis_client: redis.Redis) -> None:
+    names = [KEYS.task, KEYS.fed, KEYS.feed]
+    push = script("push")
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [1, b"one"]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"one"]
+    assert push.run(redis_client, names, "list", b"two", b"three", b"d") == [
+        0,
+        b"one",
+    ]  # one was refused before it
+    assert push.run(redis_client, names, "list", b"one", b"two", b"c") == [1, b"two"]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"two"]
+    assert queued(redis_client) == [b"a", b"b", b"c"]
+    assert redis_client.get(KEYS.fed) == b"3"
+
+
+@pytest.mark.parametrize("block", [1, 6999, 7000, 7001, 20_000])
+def test_blocks_of_any_size_keep_the_order(
+    block: int, redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    settings = Settings.model_validate({"redis": redis_url, "dataset": "ds", "feed": {"block": block}})
+    count = 300 if block == 1 else 16_000
+    feed(written(tmp_path, urls(count)), settings)
+    assert queued(redis_client) == items(count)
+    assert redis_client.get(KEYS.fed) == b"%d" % count
+
+
+def test_scripts_that_the_server_lost_are_loaded_again(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    def flush(_report: FeedReport) -> bool:
+        redis_client.script_flush()
+        return True
+
+    feed(written(tmp_path, urls(9000)), settings, on_progress=flush)
+    assert queued(redis_client) == items(9000)
+
+
+def test_a_key_of_another_type_is_said_and_nothing_is_half_fed(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    redis_client.set(KEYS.fed, "many")
+    with pytest.raises(RedisUnusable, match="another type"):
+        feed(written(tmp_path, urls(10)), settings)
+    assert redis_client.exists(KEYS.task, KEYS.feed) == 0
+
+
+# -- lists that are done ---------------------------------------------------------------------------
+
+
+def test_a_list_is_written_down_as_done_and_left_out_where_redis_does_not_know_it(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(10))
+    assert FeedRun(settings).run([path])
+    assert settings.feed.done_file.read_text() == f"{path}\n"
+    redis_client.flushall()
+    run = FeedRun(settings)
+    assert run.run([path])
+    assert run.reports[path].listed and redis_client.keys() == []
+    assert FeedRun(settings, again=True).run([path])
+    assert queued(redis_client) == items(10)
+    assert settings.feed.done_file.read_text() == f"{path}\n"
+
+
+def test_a_half_fed_list_goes_on_although_it_is_named_as_done(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(5000))
+    settings.feed.done_file.write_text("urls.txt")  # as a legacy feeder writes it, and torn
+    feed(path, settings, again=True, on_progress=stop_after(1))
+    assert FeedRun(settings).run([path])
+    assert queued(redis_client) == items(5000)
+
+
+def test_a_done_list_keeps_odd_names_and_mends_a_torn_last_line(tmp_path: Path) -> None:
+    done = DoneList(tmp_path / "done_part.txt")
+    done.path.write_bytes(b"/legacy/one.txt\r\n\n  part-2.txt\n/torn/li")
+    odd = tmp_path / os.fsdecode(b"od\xffd name.txt")
+    done.add([odd, odd])
+    done.add([odd, tmp_path / "part-2.txt", Path("/legacy/one.txt")])
+    assert done.path.read_bytes().endswith(b"/torn/li\n" + os.fsencode(odd) + b"\n")
+    assert done.has(odd) and done.has(Path("part-2.txt")) and done.has(Path("/legacy/one.txt"))
+    assert not done.has(Path("/torn/line.txt"))
+
+
+def test_a_done_list_that_cannot_be_written_is_a_warning(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, urls(3))
+    words = ["--redis", redis_url, "--dataset", "ds", "--done-file", str(tmp_path / "none" / "done.txt")]
+    assert main(["feed", str(path), *words]) == 0
+    assert "not written down" in capsys.readouterr().err
+    assert redis_client.llen(KEYS.task) == 3
+
+
+def test_the_command_says_why_it_leaves_a_list_out(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, urls(3))
+    words = ["feed", str(path), "--redis", redis_url, "--dataset", "ds"]
+    assert main(words) == main(words) == 0
+    assert "left out: it was fed to 'ds' before" in capsys.readouterr().out
+    redis_client.flushall()
+    assert main(words) == 0
+    assert "left out: it is named" in capsys.readouterr().out
+    assert main([*words, "--skip", "3"]) == 2
 
 
 def test_missing_files_and_folders_are_said(settings: Settings, tmp_path: Path) -> None:

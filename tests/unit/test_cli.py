@@ -40,7 +40,8 @@ def test_every_command_takes_the_common_options_and_explains_itself(command: str
     assert status == 0
     for option in ("--config", "--context", "--redis", "--dataset"):
         assert option in out
-    assert importlib.import_module(f"dlconsole.commands.{command}").__doc__.splitlines()[0] in out
+    module = importlib.import_module(f"dlconsole.commands.{command.replace('-', '_')}")
+    assert module.__doc__.splitlines()[0] in out
 
 
 def test_help_lists_every_command(run: Run) -> None:

@@ -1,0 +1,146 @@
+"""Feeding several lists: one after the other, each marked done once its tasks are on the server's disk."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import redis
+
+from dlconsole.errors import RedisUnavailable
+from dlconsole.services import feeder, manifests
+from dlconsole.services.connection import connect, translated
+from dlconsole.services.done_list import DoneList
+from dlconsole.services.durable import wait_until_on_disk
+from dlconsole.services.feeder import FeedReport, parse_position
+from dlconsole.services.keys import Keys
+from dlconsole.services.scripts import script
+from dlconsole.settings import Settings
+
+_SETTLE_EVERY_S: Final = 5.0
+"""Between two waits for the server's disk: many small lists share one."""
+_MAX_BACKOFF_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class FeedRun:
+    """See above. `reports` has one report a list, in order, as far as it came; `on_progress` gets the
+    list's path and its report now and then, and ends the run by False.
+    """
+
+    settings: Settings
+    on_progress: Callable[[Path, FeedReport], bool] = lambda _path, _report: True
+    skip: int = 0
+    again: bool = False
+    reports: dict[Path, FeedReport] = field(default_factory=dict)
+    not_listed: str = ""
+    """Why lists that are done could not be written down as done."""
+
+    def run(self, paths: list[Path]) -> bool:
+        """Feed them; False where it was stopped before all were done. Raises as `feeder.feed`."""
+        done_list = DoneList(self.settings.feed.done_file)
+        todo, fed = deque(paths), list[Path]()
+        settle_at = time.monotonic() + _SETTLE_EVERY_S
+        while todo or fed:
+            if todo:
+                path = todo.popleft()
+                if not self._feed(path, done_list):
+                    return False
+                if self._counts_as_done(path):
+                    fed.append(path)
+            if fed and (not todo or time.monotonic() >= settle_at):
+                settled, lost = self._settle(fed)
+                if not settled:
+                    return False
+                self._write_down(done_list, [path for path in fed if path not in lost])
+                todo.extend(lost)
+                fed, settle_at = [], time.monotonic() + _SETTLE_EVERY_S
+        return True
+
+    def _feed(self, path: Path, done_list: DoneList) -> bool:
+        def on_progress(report: FeedReport) -> bool:
+            self.reports[path] = report
+            return self.on_progress(path, report)
+
+        earlier = self.reports.get(path)
+        report = feeder.feed(
+            path,
+            self.settings,
+            skip=self.skip,
+            again=self.again and earlier is None,  # not for one that Redis lost a part of
+            listed=not manifests.is_stream(path) and self._is_listed(done_list, path),
+            on_progress=on_progress,
+        )
+        if earlier is not None:
+            report.fed += report.fed_before - earlier.fed_before
+            report.fed_before, report.began_line = earlier.fed_before, earlier.began_line
+        self.reports[path] = report
+        return not report.stopped
+
+    def _is_listed(self, done_list: DoneList, path: Path) -> bool:
+        try:
+            return done_list.has(path)
+        except OSError as error:
+            self.not_listed = f"{done_list.path}: {error.strerror}"
+            return False
+
+    def _counts_as_done(self, path: Path) -> bool:
+        report = self.reports[path]
+        return report.size is not None and not report.listed
+
+    def _settle(self, fed: list[Path]) -> tuple[bool, list[Path]]:
+        """Wait until these lists are on the server's disk; whether they are, and which it has lost a
+        part of meanwhile. Waits while Redis is away.
+        """
+        failures = 0
+        while True:
+            try:
+                with connect(self.settings.redis, name=feeder.CLIENT_NAME) as client:
+                    with translated(self.settings.redis):
+                        lost = [path for path in fed if not self._touch(client, path)]
+                        settled = wait_until_on_disk(client, lambda: self._goes_on(fed, ""))
+                        lost = [path for path in fed if path in lost or not self._touch(client, path)]
+                    return settled, lost
+            except RedisUnavailable as error:
+                failures += 1
+                wait_s = min(_MAX_BACKOFF_S, 0.1 * 2 ** min(failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
+                until = time.monotonic() + wait_s
+                while (left_s := until - time.monotonic()) > 0:
+                    if not self._goes_on(fed, str(error)):
+                        return False, []
+                    time.sleep(min(0.1, left_s))
+
+    def _touch(self, client: redis.Redis, path: Path) -> bool:
+        """Whether Redis has all of this list; then its position is written once more, so that there is
+        a write of this connection to wait for.
+        """
+        report, keys = self.reports[path], Keys(self.settings.dataset)
+        while report.size:
+            stands: bytes | None = client.hget(keys.feed, report.list_id)  # type: ignore[assignment]
+            found = parse_position(stands)
+            if stands is None or found is None or found.offset < report.size:
+                return False
+            names = [keys.task, keys.fed, keys.feed]
+            applied, _ = script("push").run(client, names, report.list_id, stands, stands)
+            if applied:
+                break
+        return True
+
+    def _goes_on(self, fed: list[Path], waiting: str) -> bool:
+        report = self.reports[fed[-1]]
+        report.waiting = waiting or "until it is on the server's disk"
+        report.stopped = not self.on_progress(fed[-1], report)
+        return not report.stopped
+
+    def _write_down(self, done_list: DoneList, paths: list[Path]) -> None:
+        for path in paths:
+            self.reports[path].waiting = ""
+        try:
+            done_list.add(paths)
+        except OSError as error:
+            self.not_listed = f"{done_list.path}: {error.strerror}"

@@ -1,0 +1,293 @@
+"""Feeders, Redis and the wire between them die at random moments; each task is fed exactly once, in order.
+
+The short forms run always; `-m chaos` runs the long ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from redis.exceptions import RedisError
+
+from dlconsole.services.connection import connect
+from dlconsole.services.feeder import FeedReport, feed
+from dlconsole.services.keys import Keys
+from dlconsole.services.private_redis import PrivateRedis
+from dlconsole.settings import Settings
+
+KEYS = Keys("ds")
+LINES = 200_000
+
+chaos = pytest.mark.chaos
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list with a bad and a blank line now and then, so that lines and tasks are not the same."""
+    path = tmp_path_factory.mktemp("lists") / "urls.txt"
+    path.write_bytes(b"".join(line(i) + b"\n" for i in range(LINES)))
+    return path
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateRedis]:
+    with PrivateRedis() as server:
+        yield server
+
+
+def line(i: int) -> bytes:
+    if i % 997 == 5:
+        return b"bad \xff"
+    return b"" if i % 1009 == 7 else b"https://host-%d.example/%d/%d.jpg" % (i % 977, i, i)
+
+
+def expected() -> list[bytes]:
+    """The queue, first to be taken first."""
+    form = b'{"img_path": "/ds/images/%s.jpg", "img_url": "%s"}'
+    lines = (text for i in range(LINES) if (text := line(i)).startswith(b"https"))
+    return [form % (hashlib.sha256(text).hexdigest().encode(), text) for text in lines]
+
+
+def assert_each_task_was_fed_once(client: redis.Redis) -> None:
+    queued = client.lrange(KEYS.task, 0, -1)[::-1]
+    wanted = expected()
+    assert int(client.get(KEYS.fed) or 0) == len(queued) == len(wanted)
+    assert queued == wanted
+
+
+def depth(client: redis.Redis) -> int:
+    """How much is queued; -1 while Redis is away."""
+    try:
+        return client.llen(KEYS.task)
+    except (RedisError, OSError):
+        return -1
+
+
+class Feeder:
+    """`dlconsole feed` as a process."""
+
+    def __init__(self, url: str, urls: Path, folder: Path, *, block: int = 250) -> None:
+        words = ["feed", str(urls), "--redis", url, "--dataset", "ds", "--block", str(block)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dlconsole", *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def runs_until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for the condition; False when the feeder came to its end before."""
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+        return True
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+
+    def end(self) -> str:
+        out, _ = self.process.communicate(timeout=80)
+        assert self.process.returncode == 0, out
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(6, 1), pytest.param(60, 2, marks=[chaos, pytest.mark.timeout(300)])]
+)
+def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
+    kills: int, seed: int, urls: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    total = len(expected())
+    with connect(server.url, name="test") as client:
+        # The last one dies when everything is queued, before the list is written down as done.
+        targets = [*sorted(chance.sample(range(1, total), kills - 1)), total]
+        for target in targets:
+            feeder = Feeder(server.url, urls, tmp_path)
+            assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+            feeder.kill()
+        assert not (tmp_path / "done_part.txt").exists()
+        Feeder(server.url, urls, tmp_path).end()
+        assert_each_task_was_fed_once(client)
+    assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
+
+
+def aof(server: PrivateRedis) -> Path:
+    """The file that is appended to."""
+    (path,) = [*server.directory.glob("appendonly.aof"), *server.directory.glob("appendonlydir/*.incr.aof")]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"),
+    [(4, 3), *(pytest.param(40, seed, marks=[chaos, pytest.mark.timeout(300)]) for seed in (4, 5, 6))],
+)
+@pytest.mark.parametrize("lost_bytes", [0, 400_000], ids=["killed", "lost its last second"])
+def test_a_redis_that_dies_under_the_feeder_gets_each_task_once(
+    kills: int, seed: int, lost_bytes: int, urls: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    total = len(expected())
+    with connect(server.url, name="test") as client:
+        feeder = Feeder(server.url, urls, tmp_path, block=100)
+        begun = aof(server).stat().st_size
+        # The last time everything is queued, and the feeder waits for it to be on disk.
+        for target in [*sorted(chance.sample(range(1, total), kills - 1)), total]:
+            assert feeder.runs_until(lambda target=target: depth(client) >= target), feeder.end()
+            server.kill()
+            if lost_bytes:  # the end goes with its machine, in the middle of a transaction
+                left = aof(server).stat().st_size - chance.randrange(1, lost_bytes)
+                os.truncate(aof(server), max(begun, left))
+            server.restart()
+            begun = aof(server).stat().st_size
+        feeder.end()
+        assert_each_task_was_fed_once(client)
+    assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
+
+
+class Wire:
+    """A TCP proxy in front of a Unix socket that now and then swallows an answer and hangs up."""
+
+    def __init__(self, target: str, swallow: Callable[[], bool]) -> None:
+        self._target = target
+        self._swallow = swallow
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.swallowed = 0
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._start(self._accept)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, run: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=run, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._target)
+            back = threading.Thread(target=self._answers, args=(server, client))
+            back.start()
+            pump(client, server)
+            back.join()
+
+    def _answers(self, server: socket.socket, client: socket.socket) -> None:
+        while data := received(server):
+            if self._swallow():
+                self.swallowed += 1
+                break
+            try:
+                client.sendall(data)
+            except OSError:
+                break
+        hang_up(client, server)
+
+
+def received(source: socket.socket) -> bytes:
+    try:
+        return source.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+def hang_up(*sockets: socket.socket) -> None:
+    for end in sockets:
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    while data := received(source):
+        try:
+            target.sendall(data)
+        except OSError:
+            break
+    hang_up(source, target)
+
+
+@contextmanager
+def wire(server: PrivateRedis, swallow: Callable[[], bool]) -> Iterator[Wire]:
+    proxy = Wire(server.url.removeprefix("unix://"), swallow)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("share", "seed"), [(0.02, 5), pytest.param(0.1, 6, marks=[chaos, pytest.mark.timeout(300)])]
+)
+def test_answers_that_never_come_feed_each_task_once(
+    share: float, seed: int, urls: Path, server: PrivateRedis
+) -> None:
+    chance = random.Random(seed)
+    reached = threading.Event()  # not before the feeder is under way: at its start it would give up
+
+    def on_progress(_report: FeedReport) -> bool:
+        reached.set()
+        return True
+
+    with ExitStack() as stack:
+        proxy = stack.enter_context(wire(server, lambda: reached.is_set() and chance.random() < share))
+        settings = Settings.model_validate({"redis": proxy.url, "dataset": "ds"})
+        report = feed(urls, settings, on_progress=on_progress)
+        client = stack.enter_context(connect(server.url, name="test"))
+        assert proxy.swallowed >= 2
+        assert report.fed == len(expected())
+        assert_each_task_was_fed_once(client)
+
+
+def test_a_stream_survives_answers_that_never_come(server: PrivateRedis, tmp_path: Path) -> None:
+    """It cannot be read twice, so what has no answer yet is kept until it has one."""
+    chance = random.Random(7)
+    reached = threading.Event()
+    os.mkfifo(tmp_path / "pipe")
+    content = b"".join(line(i) + b"\n" for i in range(LINES))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+
+    def on_progress(_report: FeedReport) -> bool:
+        reached.set()
+        return True
+
+    with wire(server, lambda: reached.is_set() and chance.random() < 0.02) as proxy:
+        feed(
+            tmp_path / "pipe",
+            Settings.model_validate({"redis": proxy.url, "dataset": "ds"}),
+            on_progress=on_progress,
+        )
+        writer.join()
+        assert proxy.swallowed >= 1
+    with connect(server.url, name="test") as client:
+        assert_each_task_was_fed_once(client)
+        assert client.exists(KEYS.feed) == 0
