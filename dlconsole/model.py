@@ -146,6 +146,8 @@ class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):
     mem_used_bytes: int = 0
     net_sent_per_s: float = 0.0
     net_recv_per_s: float = 0.0
+    ended: bool = False
+    """Its last session ended in order; one that goes on overwrites this at its next heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ REDIS_RULE: Final = (
 )
 PROXY_RULE: Final = "http://HOST:PORT, https://HOST:PORT or socks5h://HOST:PORT"
 _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
-TEMPLATE_RULE: Final = "a relative path with {sha256} in it, made of " + " ".join(
+TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
 )
 
@@ -99,7 +99,9 @@ def _check_template(template: str) -> str:
     plain = all(name in _TEMPLATE_FIELDS and not spec and not conversion for name, spec, conversion in fields)
     filled = "".join(text + ("x" if name is not None else "") for text, name, _, _ in pieces)
     usable = plain and any(name == "sha256" for name, _, _ in fields) and filled.isprintable()
-    if not usable or any(part in {"", ".", ".."} for part in filled.removeprefix("/").split("/")):
+    parts = filled.removeprefix("/").split("/")
+    # Names that begin so are the store's own.
+    if not usable or any(part in {"", ".", ".."} for part in parts) or parts[0].startswith(".dlconsole"):
         raise ValueError(f"expected {TEMPLATE_RULE}")
     return template
 
@@ -406,7 +408,8 @@ def mask_url(url: str) -> str:
         f"{item.partition('=')[0]}=***" if "pass" in unquote(item.partition("=")[0]).lower() else item
         for item in parts.query.split("&")
     )
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    masked = urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    return masked if netloc else masked.replace(":/", ":///", 1)
 
 
 def xdg_dir(variable: str, fallback: str) -> Path:

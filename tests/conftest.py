@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import redis
 from dlconsole.services.connection import connect
 from dlconsole.services.embedded import EmbeddedRedis
 from dlconsole.services.private_redis import PrivateRedis
+
+
+def pytest_configure() -> None:
+    """Processes that tests start hear signals, also where the test run itself was told not to (nohup, `&`)."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("--tasks", type=int, default=5000, metavar="N", help="how many tasks (5000)")
+    parser.add_argument("--tasks", type=int, metavar="N", help="how many tasks (5000)")
     parser.add_argument(
         "--urls", type=Path, metavar="FILE", help="a URL list, fetched through the web as proxy"
     )
@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.redis:
         raise UsageError("the demo runs on a private Redis of its own; leave out --redis")
-    if not (1 <= args.tasks <= 10_000_000 and 1 <= args.processes <= 64):
+    if args.urls is not None and args.tasks is not None:
+        raise UsageError("--tasks is how many URLs to make up; with --urls the list says how many")
+    tasks = 5000 if args.tasks is None else args.tasks
+    if not (1 <= tasks <= 10_000_000 and 1 <= args.processes <= 64):
         raise UsageError("--tasks takes 1 to 10000000, --processes 1 to 64")
     if args.concurrency is not None and not 1 <= args.concurrency <= 4096:
         raise UsageError("--concurrency takes 1 to 4096")
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)
     )
     plan = DemoPlan(
-        tasks=args.tasks,
+        tasks=tasks,
         urls=args.urls,
         shares=Shares.parse(args.shares) if args.shares else Shares(),
         seed=args.seed,
@@ -84,7 +87,7 @@ def _run_console(demo: Demo) -> int:
     from dlconsole.app import run_console
 
     with demo.tended():
-        return run_console(demo.settings, "the demo's own Redis")
+        return run_console(demo.settings, "the demo's own Redis", lambda: demo.quit_note)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dlconsole.services.feeder import FeedReport
     from dlconsole.settings import Settings
 
+_PREVIEW: Final = 3
 _DRAW_EVERY_S: Final = 0.1
 _GO_ON: Final = "the same command goes on exactly where it ended"
 _EPILOG: Final = """\
@@ -111,9 +112,8 @@ def _feed(paths: list[Path], settings: Settings, total: int | None, args: argpar
 def _dry_run(paths: list[Path], settings: Settings, total: int | None, *, as_json: bool) -> int:
     from dlconsole.services import feeder
 
-    if not as_json:
-        _print_preview(feeder.preview(paths[0], settings, 3))
     reports: dict[Path, FeedReport] = {}
+    first: list[bytes] = []
     with stop_event() as stopped, _progress(total, quiet=as_json) as draw:
         for path in paths:
 
@@ -122,9 +122,14 @@ def _dry_run(paths: list[Path], settings: Settings, total: int | None, *, as_jso
                 draw(sum(r.position for r in reports.values()), sum(r.tasks for r in reports.values()), "")
                 return not stopped.is_set()
 
-            reports[path] = feeder.count(path, settings, on_progress)
+            def on_tasks(items: list[bytes]) -> None:
+                first.extend(items[: _PREVIEW - len(first)])
+
+            reports[path] = feeder.count(path, settings, on_progress, on_tasks)
             if stopped.is_set():
                 break
+    if first and not as_json:
+        _print_preview(first)
     _print_result(reports, settings, as_json=as_json, dry_run=True)
     return 130 if any(report.stopped for report in reports.values()) else 0
 
@@ -163,7 +168,7 @@ def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:
     extra = [
         f"{number:,} {words}"
         for number, words in (
-            (report.bad, "bad rows left out"),
+            (report.bad, "bad row left out" if report.bad == 1 else "bad rows left out"),
             (report.blank, "blank"),
             (report.not_http, "not http(s), will fail as bad_task"),
         )

@@ -7,7 +7,6 @@ left behind, unless a folder was named to keep the images in.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,9 +28,10 @@ from dlconsole.services.fleet import FleetReader
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.supervisor import WorkerGroup
-from dlconsole.settings import Settings
+from dlconsole.settings import FeedSettings, FetchSettings, RetrySettings, Settings, WorkerSettings
 from dlconsole.workers.files import PARTIAL
 
+_STOP_S: Final = 5.0
 _TEND_S: Final = 0.1
 _POLL_S: Final = 0.25
 MAX_BYTES: Final = 2 * 2**20
@@ -75,7 +75,7 @@ class DemoResult:
     def accounted(self) -> bool:
         """Whether nothing is lost and nothing counted twice."""
         return (
-            self.stored + self.failed == self.tasks
+            self.stored + self.failed == self.tasks > 0
             and self.left_over == 0
             and self.error_list == self.failed == sum(self.kinds.values())
             and self.files <= self.stored  # a URL that stands twice in a list is stored twice in one place
@@ -97,13 +97,15 @@ class Demo:
         self._base = base
         self._stack = ExitStack()
         self._started = 0.0
-        if plan.store is not None and plan.store.is_dir() and any(plan.store.iterdir()):
-            raise UsageError(f"--store {plan.store}: is not empty; name a new folder")
+        if plan.store is not None:
+            _check_store(plan.store)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlconsole-demo-")))
             redis = stack.enter_context(PrivateRedis())
+            # In the server's folder, whose watcher removes it also when this process is killed.
+            self._folder = redis.directory / "demo"
+            self._folder.mkdir()
             web = stack.enter_context(SimulatedWeb(self._web_config()))
             self.settings = self._settings(redis.url, web)
             self.fed = feed(self._url_list(web), self.settings)
@@ -136,6 +138,11 @@ class Demo:
         finally:
             over.set()
             thread.join()
+
+    @property
+    def quit_note(self) -> str:
+        """What leaving the console ends, in words for a question; '' when there is nothing left to end."""
+        return "" if self.group.ended else "The demo ends with the console: its workers, its Redis, its web."
 
     def watch(self, on_snapshot: Callable[[FleetSnapshot], None]) -> DemoResult:
         """Run to the end, with a snapshot now and then; the result."""
@@ -202,29 +209,29 @@ class Demo:
 
     def _settings(self, redis_url: str, web: SimulatedWeb) -> Settings:
         """The web is reached directly at its own loopback address; a real list through it as a proxy."""
-        fetch: dict[str, Any] = {"deadline_s": 3.0, "max_bytes": MAX_BYTES}
-        if self._plan.urls is None:
-            fetch["allow_networks"] = ("127.0.0.0/8",)
-        else:
-            fetch |= {"proxy": f"http://{web.address}", "ca_file": web.ca_path}
-        base = self._base
-        return base.model_copy(
-            update={
-                "redis": redis_url,
-                "dataset": "demo",
-                "read_only": False,
-                "worker": base.worker.model_copy(
-                    update={
-                        "store_dir": self._plan.store or self._folder / "store",
-                        "processes": self._plan.processes,
-                        "concurrency": self._plan.concurrency,
-                        "heartbeat_s": 1.0,
-                        "drain_s": 1.0,
-                    }
-                ),
-                "fetch": base.fetch.model_copy(update=fetch),
-                "retry": base.retry.model_copy(update={"max_attempts": 2, "base_s": 1.0}),
-            }
+        fetch = FetchSettings(deadline_s=3.0, max_bytes=MAX_BYTES, allow_networks=("127.0.0.0/8",))
+        if self._plan.urls is not None:
+            proxied = {"proxy": f"http://{web.address}", "ca_file": web.ca_path, "allow_networks": ()}
+            fetch = fetch.model_copy(update=proxied)
+        plan = self._plan
+        # Only how the console and the logs look is the user's: the rest must not reach the demo, least of
+        # all a proxy.
+        return Settings(
+            redis=redis_url,
+            dataset="demo",
+            colour=self._base.colour,
+            console=self._base.console,
+            log=self._base.log,
+            worker=WorkerSettings(
+                store_dir=plan.store or self._folder / "store",
+                processes=plan.processes,
+                concurrency=plan.concurrency,
+                heartbeat_s=1.0,
+                drain_s=1.0,
+            ),
+            fetch=fetch,
+            retry=RetrySettings(max_attempts=2, base_s=1.0),
+            feed=FeedSettings(done_file=self._folder / "done_part.txt"),
         )
 
     def _url_list(self, web: SimulatedWeb) -> Path:
@@ -236,11 +243,21 @@ class Demo:
 
     def _stop_workers(self) -> None:
         self.group.stop()
-        self.group.wait()
+        self.group.wait(_STOP_S)  # nothing of the demo is worth a longer wait
 
     def _last_words(self) -> str:
         lines = (self._folder / "workers.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-5:])
+
+
+def _check_store(store: Path) -> None:
+    """Raises UsageError where images cannot be kept there, or others lie there already."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if any(store.iterdir()):
+            raise UsageError(f"--store {store}: is not empty; name a new folder")
+    except OSError as error:
+        raise UsageError(f"--store {store}: {error.strerror}") from error
 
 
 def _files(store: Path) -> Iterator[Path]:

@@ -92,24 +92,20 @@ class FeedReport:
     stopped: bool = False
 
 
-def preview(path: Path, settings: Settings, count: int) -> list[bytes]:
-    """The first `count` items that feeding `path` would give. Raises FeedError."""
-    writer, tally, items = TaskWriter(settings), Tally(), list[bytes]()
-    with manifests.open_list(path) as source:
-        for block in source.blocks(at=0, lines=100 * count, max_line_bytes=settings.feed.max_url_bytes):
-            items += writer.tasks(block.lines, tally)
-            if len(items) >= count:
-                break
-    return items[:count]
-
-
-def count(path: Path, settings: Settings, on_progress: Callable[[FeedReport], bool]) -> FeedReport:
-    """Read a list as `feed` would, and push nothing. Raises FeedError."""
+def count(
+    path: Path,
+    settings: Settings,
+    on_progress: Callable[[FeedReport], bool],
+    on_tasks: Callable[[list[bytes]], None] = lambda _items: None,
+) -> FeedReport:
+    """Read a list as `feed` would, and push nothing; `on_tasks` is given the items. Raises FeedError."""
     writer, tally, report = TaskWriter(settings), Tally(), FeedReport()
+    limit = settings.feed.max_url_bytes
     with manifests.open_list(path) as source:
-        limit = settings.feed.max_url_bytes
-        for block in source.blocks(at=0, lines=settings.feed.block, max_line_bytes=limit):
-            writer.tasks(block.lines, tally, too_long=block.too_long)
+        for block in source.blocks(
+            at=0, lines=settings.feed.block, max_line_bytes=limit, idle=lambda: on_progress(report)
+        ):
+            on_tasks(writer.tasks(block.lines, tally, too_long=block.too_long))
             report.lines, report.position, report.tasks = tally.lines, block.end, tally.tasks
             report.not_http, report.blank, report.bad = tally.not_http, tally.blank, tally.bad
             report.samples = tally.samples
@@ -263,8 +259,7 @@ class _Feeder:
             link.send(push)
             while len(self._sent) > 1:
                 self._collect(link)
-            if not self._on_progress(self._report):
-                self._report.stopped = True
+            if not self._goes_on():
                 break
         while self._sent:
             self._collect(link)
@@ -275,7 +270,10 @@ class _Feeder:
         tally = Tally(start.line, start.fed, start.not_http, start.blank, start.bad, self._report.samples)
         before = self._stands or b""
         blocks = self._source.blocks(
-            at=start.offset, lines=settings.block, max_line_bytes=settings.max_url_bytes
+            at=start.offset,
+            lines=settings.block,
+            max_line_bytes=settings.max_url_bytes,
+            idle=self._goes_on,
         )
         for lines, too_long, end in self._skipped(blocks):
             items = self._writer.tasks(lines, tally, too_long=too_long)
@@ -287,6 +285,10 @@ class _Feeder:
             self._report.position = end
             yield _Push(before, after, to, items)
             before = after
+
+    def _goes_on(self) -> bool:
+        self._report.stopped = not self._on_progress(self._report)
+        return not self._report.stopped
 
     def _skipped(self, blocks: Iterator[manifests.Block]) -> Iterator[tuple[list[bytes], int, int]]:
         """Lines, too long lines, end of each block; a stream's without the first `skip` lines."""

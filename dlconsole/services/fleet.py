@@ -225,7 +225,7 @@ def _legacy_disks(legacy_disk: dict[bytes, bytes]) -> dict[str, int]:
     found = {}
     for field, value in legacy_disk.items():
         try:
-            found[field.decode().replace("_", ".")] = int(float(value) * GIB)
+            found[field.decode().replace("_", ".")] = max(0, int(float(value) * GIB))
         except (ValueError, OverflowError):  # not a legacy field
             continue
     return found

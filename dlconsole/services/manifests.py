@@ -8,20 +8,27 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import select
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from dlconsole.errors import FeedError
 
 CHUNK_BYTES: Final = 1 << 20
+_IDLE_S: Final = 0.2
 _BOM: Final = b"\xef\xbb\xbf"
 _SAMPLES: Final = 18
 _SAMPLE_BYTES: Final = 64 * 1024
+
+
+class _Stopped(Exception):
+    """Nobody wants to wait for the stream any longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +58,35 @@ class UrlList:
     _file: BinaryIO
     _mtime_ns: int
 
-    def blocks(self, *, at: int, lines: int, max_line_bytes: int) -> Iterator[Block]:
+    def blocks(
+        self, *, at: int, lines: int, max_line_bytes: int, idle: Callable[[], bool] = lambda: True
+    ) -> Iterator[Block]:
         """Blocks of at most `lines` lines from the offset `at` on, where a line begins; a stream goes on
-        where it is. Raises FeedError, also where a file is no longer what it was when it was opened.
+        where it is, and asks `idle` now and then while it waits: False ends it there. Raises FeedError,
+        also where a file is no longer what it was when it was opened.
         """
         try:
             if self.size is not None:
                 self._file.seek(at)
-            yield from _blocks(self._file, at, self.size, lines, max_line_bytes)
+            yield from _blocks(partial(self._read, idle), at, lines, max_line_bytes)
             if self._is_changed():
                 raise FeedError(
                     f"{self.path}: was changed while it was fed, so it is another list now: look at what "
                     "of it is in the queue before you feed it again"
                 )
+        except _Stopped:
+            return  # without the line that was begun
         except OSError as error:
             raise FeedError(f"{self.path}: {error.strerror}") from error
+
+    def _read(self, idle: Callable[[], bool], at: int) -> bytes:
+        if self.size is not None:
+            return self._file.read(min(CHUNK_BYTES, self.size - at))
+        descriptor = self._file.fileno()
+        while not select.select([descriptor], [], [], _IDLE_S)[0]:
+            if not idle():
+                raise _Stopped
+        return os.read(descriptor, CHUNK_BYTES)  # what is there, not until a whole chunk is
 
     def _is_changed(self) -> bool:
         if self.size is None:
@@ -137,11 +158,13 @@ def _content_id(descriptor: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _blocks(file: BinaryIO, at: int, size: int | None, most: int, max_line_bytes: int) -> Iterator[Block]:
-    """`end` counts what was consumed: whole lines, each with its newline."""
+def _blocks(read_at: Callable[[int], bytes], at: int, most: int, max_line_bytes: int) -> Iterator[Block]:
+    """`read_at` gives what comes at an offset, nothing at the end. `end` counts what was consumed: whole
+    lines, each with its newline.
+    """
     rest, cut = b"", 0  # of the last line: what is kept, or how long it is where that is too long
     read = end = said = at
-    while chunk := file.read(CHUNK_BYTES if size is None else min(CHUNK_BYTES, size - read)):
+    while chunk := read_at(read):
         read += len(chunk)
         if at == end == 0 and not rest and not cut and chunk.startswith(_BOM):
             chunk, end = chunk[len(_BOM) :], len(_BOM)

@@ -26,7 +26,10 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do
     sleep 0.1
 done
 pid=$(cat "$1/redis.pid" 2>/dev/null)
-[ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ] && kill -9 "$pid"
+while [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ]; do
+    kill -9 "$pid"
+    sleep 0.02
+done
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf "$1" && [ ! -e "$1" ] && exit 0
     sleep 0.1

@@ -98,6 +98,21 @@ def decode_task(raw: bytes) -> Task | None:
         return None
 
 
+def _object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes, or None. A lone surrogate, which only Python's reader takes, does
+    not make a task less of an object.
+    """
+    try:
+        return _OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def error_item(raw: bytes, failure: Failure) -> bytes:
     """The error list's item: the task's own object plus `status` and `error_msg`, as legacy writes it.
 
@@ -108,9 +123,8 @@ def error_item(raw: bytes, failure: Failure) -> bytes:
         "error_msg": f"{failure.kind}: {failure.message}",
     }
     body = raw.strip()
-    try:
-        fields = _OBJECT.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    fields = _object(body)
+    if fields is None:
         return json.dumps({"raw": raw.decode("utf-8", "backslashreplace")} | tail).encode()
     if fields.keys().isdisjoint(tail):  # the usual case: keep every byte of the task
         joint = b", " if fields else b""

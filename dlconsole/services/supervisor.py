@@ -123,6 +123,8 @@ class WorkerGroup:
             start_new_session=True,
         )
         slot.process, slot.started = process, time.monotonic()
+        if self._stopping:  # a signal came while it was being started: `stop` could not see it
+            process.terminate()
         assert process.stdin is not None
         try:
             process.stdin.write(msgspec.json.encode(msgspec.structs.replace(self._order, index=slot.index)))

@@ -14,7 +14,7 @@ MEMORY_LIMIT: Final = 0.9
 """Share of `maxmemory` from which on it is said."""
 DISK_LIMIT: Final = 0.95
 SILENT_S: Final = 120
-"""A host of ours that has said nothing for so long, although it had sessions, is called silent."""
+"""A host of ours that has said nothing for so long, and whose sessions did not end in order."""
 GONE_S: Final = 24 * 3600
 """After so long it was taken down on purpose, and is no longer called anything."""
 
@@ -62,7 +62,9 @@ def _host_alarms(snapshot: FleetSnapshot) -> list[Alarm]:
     silent = [
         host
         for host in snapshot.hosts
-        if host.seen_ms is not None and SILENT_S <= (snapshot.at_ms - host.seen_ms) / 1000 < GONE_S
+        if host.seen_ms is not None
+        and not (host.stats and host.stats.ended)
+        and SILENT_S <= (snapshot.at_ms - host.seen_ms) / 1000 < GONE_S
     ]
     found = []
     if full:

@@ -118,7 +118,7 @@ def _disk(host: HostView, width: int) -> Cell:
 
 
 def _bytes(size: int | None) -> Cell:
-    return (Piece(format_bytes(size)) if size else _UNKNOWN,)
+    return (Piece(format_bytes(size)) if size is not None else _UNKNOWN,)
 
 
 def _speed(host: HostView, words: str, per_s: float) -> Cell:

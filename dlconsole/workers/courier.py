@@ -180,7 +180,11 @@ class Courier:
             except RedisUnavailable as error:
                 failures += 1
                 if self._close_by is not None and time.monotonic() >= self._close_by:
-                    self._log.warning("stopped without giving tasks back", held=self._held, error=str(error))
+                    self._closed = not opened  # then there was never anything to give back
+                    if opened:
+                        self._log.warning(
+                            "stopped without giving tasks back", held=self._held, error=str(error)
+                        )
                     return
                 self._back_off(failures, error)
             except FencedError as error:
@@ -360,6 +364,7 @@ class Courier:
         while self._reports:
             self._flush()
         given_back = self._session.close()
+        self._reporter.say_goodbye(self._server_ms)
         self._held = 0
         self._closed = True
         self._log.info("session closed", session=self._session.id, given_back=given_back)

@@ -46,6 +46,15 @@ class Reporter:
             if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
                 self._add_history_point()
 
+    def say_goodbye(self, server_ms: int) -> None:
+        """The session ends in order: unless another one of this host goes on, its silence is meant."""
+        try:
+            sample = self._sampler.sample(server_ms)
+        except OSError:
+            return
+        with translated(self._url):
+            hosts.publish(self._client, self._keys, self.host, msgspec.structs.replace(sample, ended=True))
+
     def _add_history_point(self) -> None:
         keys = self._keys
         counted = script("counts").run(self._client, keys.counted, keys.in_flight_prefix)

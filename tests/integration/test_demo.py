@@ -126,6 +126,7 @@ def test_killed_it_takes_its_children_with_it(
         lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), within_s=30
     )
     until(lambda: processes_in(temporary) == [], within_s=30)
+    until(lambda: list(temporary.iterdir()) == [], within_s=30)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,8 @@ def test_killed_it_takes_its_children_with_it(
         (["--shares", "404=2"], "404"),
         (["--urls", "/nowhere.txt"], "/nowhere.txt"),
         (["--store", "."], "not empty"),
+        (["--store", "/dev/null/x"], "--store"),
+        (["--urls", "/nowhere.txt", "--tasks", "5"], "--tasks"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -148,6 +151,18 @@ def test_wrong_use_is_one_line(
     assert said in err
     assert err.count("\n") == 1
     assert list(temporary.iterdir()) == []
+
+
+def test_the_users_own_settings_do_not_reach_the_demo(
+    demo: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLCONSOLE_FETCH__PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("DLCONSOLE_FEED__MAX_URL_BYTES", "16")
+    monkeypatch.setenv("DLCONSOLE_READ_ONLY", "true")
+    process = demo("--json", "--tasks", "50", "--shares", "good")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["stored"] == 50
 
 
 def test_a_web_that_always_fails_is_accounted_for_too(demo: Callable[..., subprocess.Popen[str]]) -> None:

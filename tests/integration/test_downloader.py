@@ -20,7 +20,7 @@ from PIL import Image
 from dlconsole import log
 from dlconsole.demo.behaviour import Behaviour, Shares, behaviour_of
 from dlconsole.demo.web import SimulatedWeb, demo_urls
-from dlconsole.errors import RedisUnusable
+from dlconsole.errors import ConfigError, RedisUnusable
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
@@ -134,10 +134,11 @@ def test_behind_a_proxy_a_refused_host_is_refused_all_the_same(
     settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
 ) -> None:
     urls = ["http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://10.0.0.1/as/good/x"]
+    urls += ["http://%31%30.0.0.1/as/good/x", "http://x:y@%6cocalhost/x", "https://%31%36%39.254.169.254/x"]
     good = "http://a.example/as/good/x"
     redis_client.lpush(KEYS.task, *map(task, [*urls, good]))
     run(changed(settings, "fetch", proxy=f"http://{web.address}", allow_networks=()))
-    assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == ["blocked_address"] * 3
+    assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == ["blocked_address"] * 6
     assert redis_client.get(KEYS.stored) == b"1"
 
 
@@ -175,6 +176,28 @@ def test_every_hop_of_a_redirect_is_checked(
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == [kind]
+
+
+def test_garbage_from_a_server_is_the_servers_fault(settings: Settings, redis_client: redis.Redis) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(b"this is no answer at all\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        redis_client.lpush(KEYS.task, task(f"http://127.0.0.1:{server.getsockname()[1]}/x"))
+        run(settings)
+    assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == ["connect"]
+
+
+def test_a_file_that_holds_no_authorities_is_refused_at_the_start(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    for name in ("junk.pem", "none.pem"):
+        with pytest.raises(ConfigError, match=name):
+            Downloader(changed(settings, "fetch", ca_file=tmp_path / name), log.configure(settings.log))
 
 
 def test_proxy_variables_of_the_environment_are_ignored(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import KEYS
+from conftest import KEYS, until
 
 from dlconsole.cli import main
 from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable
 from dlconsole.services.done_list import DoneList
 from dlconsole.services.feed_run import FeedRun
-from dlconsole.services.feeder import FeedReport, feed, preview
+from dlconsole.services.feeder import FeedReport, count, feed
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
@@ -416,20 +417,45 @@ def test_missing_files_and_folders_are_said(settings: Settings, tmp_path: Path) 
         feed(tmp_path, settings)
 
 
-def test_a_preview_touches_nothing(settings: Settings, redis_client: redis.Redis, tmp_path: Path) -> None:
-    path = written(tmp_path, b"http://a.example/1\nhttp://a.example/2\nhttp://a.example/3\n")
-    assert preview(path, settings, 2) == [
-        legacy_item("http://a.example/1"),
-        legacy_item("http://a.example/2"),
-    ]
+def test_counting_touches_nothing(settings: Settings, redis_client: redis.Redis, tmp_path: Path) -> None:
+    path = written(tmp_path, b"http://a.example/1\nhttp://a.example/2\n\n")
+    items: list[bytes] = []
+    report = count(path, settings, lambda _report: True, items.extend)
+    assert items == [legacy_item("http://a.example/1"), legacy_item("http://a.example/2")]
+    assert (report.tasks, report.lines, report.blank) == (2, 3, 1)
     assert redis_client.keys() == []
+
+
+def test_a_dry_run_of_a_stream_counts_what_it_shows() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dlconsole", "feed", "-", "--dry-run"],
+        input=b"http://a.example/1\nhttp://a.example/2\n",
+        capture_output=True,
+        check=True,
+    )
+    assert b"http://a.example/1" in done.stdout
+    assert b"would feed 2 tasks" in done.stdout
+
+
+def test_ctrl_c_ends_a_feed_that_waits_for_input_and_what_came_is_fed(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    command = [sys.executable, "-m", "dlconsole", "feed", "-", "--redis", redis_url, "--dataset", "ds"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as feeding:
+        assert feeding.stdin is not None
+        feeding.stdin.write(b"http://a.example/1\nhttp://a.example/2\nhttp://a.exam")
+        feeding.stdin.flush()
+        until(lambda: redis_client.llen(KEYS.task) == 2)
+        feeding.send_signal(signal.SIGINT)
+        assert feeding.wait(15) == 130
+    assert queued(redis_client) == [legacy_item(f"http://a.example/{i}") for i in (1, 2)]
 
 
 def test_the_command_feeds_several_files_and_prints_json(
     redis_url: str, redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, count in (("a", 3), ("b", 4)):
-        (tmp_path / name).write_text("".join(f"http://{name}.example/{i}\n" for i in range(count)))
+    for name, lines in (("a", 3), ("b", 4)):
+        (tmp_path / name).write_text("".join(f"http://{name}.example/{i}\n" for i in range(lines)))
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert main(["feed", *files, "--redis", redis_url, "--dataset", "ds", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

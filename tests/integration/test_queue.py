@@ -294,6 +294,13 @@ def test_a_requeued_error_item_gets_its_new_status_not_a_second_one() -> None:
     }  # fmt: skip
 
 
+def test_a_lone_surrogate_costs_no_columns() -> None:
+    raw = b'{"img_path": "/a", "img_url": "u", "caption": "\\ud800", "id": 7}'
+    got = error_item(raw, Failure(FailureKind.BAD_TASK, "not a task"))
+    assert got.startswith(raw[:-1] + b", ")
+    assert json.loads(got)["id"] == 7
+
+
 @pytest.mark.parametrize("raw", [b"", b"nonsense", b"[1]", b"\xff", b"null", b"{}"])
 def test_what_is_no_object_is_wrapped(raw: bytes) -> None:
     got = json.loads(error_item(raw, Failure(FailureKind.BAD_TASK, "not a task")))

@@ -161,6 +161,33 @@ def test_a_signal_to_the_whole_group_is_one_signal(
     assert redis_client.exists(KEYS.lease, KEYS.sessions) == 0
 
 
+@pytest.mark.parametrize("started", [1, 4, 9])
+def test_a_signal_while_workers_are_being_started_reaches_them_all(started: int, start: Start) -> None:
+    worker = start("--processes", "12", "--drain", "2s")
+    until(lambda: sum(event["event"] == "worker started" for event in events(worker)) >= started)
+    worker.terminate()
+    assert worker.wait(12) == 0
+    assert not any("killed" in str(event["event"]) for event in events(worker))
+
+
+def test_a_worker_that_never_reached_its_redis_ends_well(start: Start) -> None:
+    worker = start(DLCONSOLE_REDIS="redis://127.0.0.1:1/0")
+    until(lambda: any("waiting" in str(event["event"]) for event in events(worker)))
+    worker.terminate()
+    assert worker.wait(25) == 0
+
+
+def test_a_host_whose_workers_ended_in_order_is_not_silent(start: Start, redis_client: redis.Redis) -> None:
+    worker = start()
+    until(lambda: redis_client.hlen(KEYS.workers) == 1)
+    (record,) = redis_client.hvals(KEYS.hosts)
+    assert "ended" not in json.loads(record)
+    worker.terminate()
+    assert worker.wait(15) == 0
+    (record,) = redis_client.hvals(KEYS.hosts)
+    assert json.loads(record)["ended"] is True
+
+
 def test_a_closed_log_costs_lines_not_the_worker(
     redis_url: str, redis_client: redis.Redis, web: SimulatedWeb, tmp_path: Path
 ) -> None:

@@ -267,12 +267,12 @@ WRONG = {
     "[worker]\nstore_dir = ''": "key 'worker.store_dir': accepted: a path",
     "[worker]\nstore_dir = '~no-such-user/x'": "this ~user has no home directory",
     '[worker]\nstore_dir = "a\\u0000b"': "key 'worker.store_dir': accepted: a path",
-    "[feed]\npath_template = '{ds}.jpg'": "accepted: a relative path with {sha256} in it",
-    "[feed]\npath_template = '{{sha256}}'": "accepted: a relative path with {sha256} in it",
-    "[feed]\npath_template = '../{sha256}'": "accepted: a relative path with {sha256} in it",
-    "[feed]\npath_template = '//{sha256}'": "accepted: a relative path with {sha256} in it",
-    "[feed]\npath_template = '{sha256.__class__}'": "accepted: a relative path with {sha256} in it",
-    "[feed]\npath_template = '{sha256:>999999999999}'": "accepted: a relative path with {sha256} in it",
+    "[feed]\npath_template = '{ds}.jpg'": "accepted: a path below the store with {sha256} in it",
+    "[feed]\npath_template = '{{sha256}}'": "accepted: a path below the store with {sha256} in it",
+    "[feed]\npath_template = '../{sha256}'": "accepted: a path below the store with {sha256} in it",
+    "[feed]\npath_template = '//{sha256}'": "accepted: a path below the store with {sha256} in it",
+    "[feed]\npath_template = '{sha256.__class__}'": "accepted: a path below the store with {sha256} in it",
+    "[feed]\npath_template = '{sha256:>999999999999}'": "accepted: a path below the store with {sha256} in it",
 }
 
 

@@ -22,6 +22,10 @@ from dlconsole.workers.fetch.urls import host_of, normalized
         ("http://bücher.example:8080/x", "http://xn--bcher-kva.example:8080/x"),
         ("http://[2606:4700::1111]/x", "http://[2606:4700::1111]/x"),
         ("http://user:pw@a.example/x", "http://user:pw@a.example/x"),
+        ("http://%61.example/%41", "http://a.example/%41"),
+        ("http://%31%30.0.0.1/a", "http://10.0.0.1/a"),
+        ("https://x:y@%31%36%39.254.169.254/j", "https://169.254.169.254/j"),
+        ("http://b%C3%BCcher.example/", "http://xn--bcher-kva.example/"),
     ],
 )
 def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
@@ -31,7 +35,8 @@ def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "UNLIKELY", "ftp://a.example/x", "file:///etc/passwd", "javascript:alert(1)", "http://", "http:///x",
-     "https://", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/"],
+     "https://", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/",
+     "http://a%2Fb.example/", "http://a%00.example/", "http://%ff.example/", "http://a%40b/"],
 )  # fmt: skip
 def test_what_is_no_http_url_is_none(url: str) -> None:
     assert normalized(url) is None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
@@ -43,7 +44,6 @@ _EPOLL_FOR: Final = {
 
 _KINDS: Final = {
     pycurl.E_URL_MALFORMAT: FailureKind.BAD_TASK,
-    pycurl.E_UNSUPPORTED_PROTOCOL: FailureKind.BAD_TASK,
     pycurl.E_COULDNT_RESOLVE_HOST: FailureKind.DNS,
     pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT,
     pycurl.E_FILESIZE_EXCEEDED: FailureKind.TOO_LARGE,
@@ -160,8 +160,11 @@ class CurlEngine(Generic[T]):
         """Raises ConfigError where the file of certificate authorities cannot be read: with it every
         https task would fail.
         """
-        if settings.ca_file is not None and not os.access(settings.ca_file, os.R_OK):
-            raise ConfigError(f"fetch.ca_file {settings.ca_file}: no such file, or not readable")
+        if settings.ca_file is not None:
+            try:
+                ssl.create_default_context(cafile=settings.ca_file)
+            except OSError as error:  # SSLError is one
+                raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self._settings = settings
         self._guard = AddressGuard(settings.allow_networks)
         self._multi = pycurl.CurlMulti()

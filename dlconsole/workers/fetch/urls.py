@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 _PLAIN: Final = re.compile(r"https?://[!$&-.0-9;=A-Z_a-z~:]+(?:[/?#][!-~]*)?", re.IGNORECASE)
+_HOST: Final = re.compile(r"[A-Za-z0-9._\-]+")
 _KEEP: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -22,9 +23,9 @@ def normalized(url: str) -> str | None:
         host = parts.hostname
         if parts.scheme.lower() not in {"http", "https"} or not host:
             return None
-        if not host.isascii():
+        if "%" in host or not host.isascii():
             port = f":{parts.port}" if parts.port else ""
-            parts = parts._replace(netloc=_idna(host) + port)
+            parts = parts._replace(netloc=_plain_host(host) + port)
     except (ValueError, UnicodeError):
         return None
     if any(c <= " " or c == "\x7f" for c in parts.netloc):
@@ -39,6 +40,18 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def _plain_host(host: str) -> str:
+    """The host that libcurl would make of this one: percent-decoded, IDNA. It is decoded here so that
+    the address guard sees what is connected to. Raises ValueError.
+    """
+    host = unquote(host, errors="strict")
+    if not host.isascii():
+        host = _idna(host)
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"no host: {host!r}")
+    return host
 
 
 def _idna(host: str) -> str:
