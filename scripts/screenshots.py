@@ -1,6 +1,7 @@
-"""Writes docs/overview.svg, the picture in the README: python scripts/screenshots.py
+"""Writes the pictures in the README: python scripts/screenshots.py [--demo]
 
-The fleet is the one that the tests look at, its clock stands still: the same code gives the same file.
+docs/overview.svg is the fleet that the tests look at, with a clock that stands still: the same code gives
+the same file. With --demo, docs/demo.svg as well: a real run of the demo, after a minute of it.
 """
 
 from __future__ import annotations
@@ -10,26 +11,44 @@ import re
 import sys
 from pathlib import Path
 
+from dlconsole.app import DlconsoleApp
+from dlconsole.demo.run import Demo, DemoPlan
+from dlconsole.services.fleet import FleetReader
+from dlconsole.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "docs" / "overview.svg"
 SIZE = (110, 36)
+DEMO_S = 62
 
 sys.path.insert(0, str(ROOT / "tests" / "console"))
 
 
-async def picture() -> str:
-    """The overview as SVG."""
+def tidy(svg: str) -> str:
+    """One name for the classes instead of a checksum, and spaces that every viewer keeps."""
+    return re.sub(r"terminal-\d+", "terminal", svg).replace("<text ", '<text xml:space="preserve" ')
+
+
+async def overview() -> str:
+    """The overview of a made-up fleet."""
     from fleets import console, settled, usual_fleet  # noqa: PLC0415  (needs the path above)
 
     app = console(usual_fleet(), context="prod", console={"refresh_s": 2})
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        svg = app.export_screenshot(title="dlconsole")
-    # One name for the classes instead of a checksum, and spaces that every viewer keeps.
-    svg = re.sub(r"terminal-\d+", "terminal", svg)
-    return svg.replace("<text ", '<text xml:space="preserve" ')
+        return tidy(app.export_screenshot(title="dlconsole"))
+
+
+async def running_demo(demo: Demo) -> str:
+    """The console over a demo that runs."""
+    app = DlconsoleApp(demo.settings, FleetReader(demo.settings), redis_name="the demo's own Redis")
+    async with app.run_test(size=SIZE) as pilot:
+        await asyncio.sleep(DEMO_S)
+        await pilot.pause()
+        return tidy(app.export_screenshot(title="dlconsole demo"))
 
 
 if __name__ == "__main__":
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(asyncio.run(picture()))
+    (ROOT / "docs" / "overview.svg").write_text(asyncio.run(overview()))
+    if "--demo" in sys.argv:
+        with Demo(DemoPlan(tasks=12_000, concurrency=16, watched=True), Settings()) as demo, demo.tended():
+            (ROOT / "docs" / "demo.svg").write_text(asyncio.run(running_demo(demo)))
