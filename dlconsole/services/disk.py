@@ -67,14 +67,17 @@ class DiskGuard:
 
     def _fault(self, usage: DiskUsage, margin_percent: float) -> str:
         settings = self._settings
-        margin_bytes = usage.total_bytes * margin_percent / 100
-        if settings.max_used_bytes and usage.used_bytes + margin_bytes > settings.max_used_bytes:
+        # Of the limit where that is less: else a low limit on a large disk could never be met again.
+        part = margin_percent / 100
+        used_margin = part * min(usage.total_bytes, settings.max_used_bytes)
+        free_margin = part * min(usage.total_bytes, settings.min_free_bytes)
+        if settings.max_used_bytes and usage.used_bytes + used_margin > settings.max_used_bytes:
             used, most = format_bytes(usage.used_bytes), format_bytes(settings.max_used_bytes)
             return f"{used} used of the allowed {most} (guard.max_used_bytes)"
         if usage.used_percent + margin_percent > settings.max_used_percent:
             most_percent = f"{settings.max_used_percent:g} %"
             return f"{usage.used_percent:.1f} % used of the allowed {most_percent} (guard.max_used_percent)"
-        if usage.free_bytes < settings.min_free_bytes + (margin_bytes if settings.min_free_bytes else 0):
+        if usage.free_bytes < settings.min_free_bytes + free_margin:
             free, least = format_bytes(usage.free_bytes), format_bytes(settings.min_free_bytes)
             return f"{free} free, less than {least} (guard.min_free_bytes)"
         if usage.inodes_total and not usage.inodes_free:

@@ -21,6 +21,7 @@ from dlconsole.errors import FencedError
 from dlconsole.model import STATUS_NONE, Failure, SessionStats, Task
 from dlconsole.services.connection import translated
 from dlconsole.services.keys import Keys
+from dlconsole.services.objects import read_object
 from dlconsole.services.scripts import script
 
 SENTINEL: Final = b"stop_this_task"
@@ -30,7 +31,6 @@ MAX_DEATHS: Final = 3
 """An item whose sessions died this often goes to the error list; one less and it is worked on alone."""
 
 _TASK: Final = msgspec.json.Decoder(Task)
-_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 _STATS: Final = msgspec.json.Encoder()
 
 
@@ -94,23 +94,16 @@ def decode_task(raw: bytes) -> Task | None:
     """The task in a list item, or None where the item is not one."""
     try:
         return _TASK.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
+        fields = read_object(raw) or {}
+    path, url = fields.get("img_path"), fields.get("img_url")
+    if not (isinstance(path, str) and isinstance(url, str)):
         return None
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    """The JSON object in these bytes, or None. A lone surrogate, which only Python's reader takes, does
-    not make a task less of an object.
-    """
     try:
-        return _OBJECT.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        (path + url).encode()
+    except UnicodeEncodeError:
         return None
-    return found if isinstance(found, dict) else None
+    return Task(path, url)
 
 
 def error_item(raw: bytes, failure: Failure) -> bytes:
@@ -123,7 +116,7 @@ def error_item(raw: bytes, failure: Failure) -> bytes:
         "error_msg": f"{failure.kind}: {failure.message}",
     }
     body = raw.strip()
-    fields = _object(body)
+    fields = read_object(body)
     if fields is None:
         return json.dumps({"raw": raw.decode("utf-8", "backslashreplace")} | tail).encode()
     if fields.keys().isdisjoint(tail):  # the usual case: keep every byte of the task

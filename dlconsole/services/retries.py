@@ -10,24 +10,25 @@ import json
 import random
 from typing import Any, Final
 
-import msgspec
-
 from dlconsole.model import STATUS_NONE, Failure
+from dlconsole.services.objects import read_object
 from dlconsole.settings import RetrySettings
 
 HISTORY: Final = "_retry"
 _MARK: Final = b', "_retry": {'
-_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
-def attempts_of(raw: bytes) -> int:
-    """How often an item was tried before, by its own history; 0 where it has none that is sound."""
+def attempts_of(raw: bytes) -> int | None:
+    """How often an item was tried before, by its own history; 0 where it has none that is sound. None
+    where it cannot be read at all: its history would only grow, so it is not to be tried again.
+    """
     if b'"_retry"' not in raw:
         return 0
-    try:
-        attempts = _OBJECT.decode(raw)[HISTORY]["n"]
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return 0
+    fields = read_object(raw)
+    if fields is None:
+        return None
+    history = fields.get(HISTORY)
+    attempts = history.get("n") if isinstance(history, dict) else None
     return attempts if type(attempts) is int and 0 <= attempts < 1000 else 0
 
 
@@ -58,25 +59,18 @@ def with_history(raw: bytes, attempt: int, failure: Failure) -> bytes:
 
 def _requeued(body: bytes) -> dict[str, Any]:
     """The part of a history that retries keep: how often a person put the task back into the queue."""
-    try:
-        history = _OBJECT.decode(body)[HISTORY]
-        return {"requeued": history["requeued"]} if "requeued" in history else {}
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return {}
+    history = (read_object(body) or {}).get(HISTORY)
+    return {"requeued": history["requeued"]} if isinstance(history, dict) and "requeued" in history else {}
 
 
 def without_history(body: bytes) -> bytes:
     """The item as it was before its history, which we put last, was added; where somebody moved it,
     the item is written anew.
     """
-    head = body[: body.rfind(_MARK)] + b"}"
-    try:
-        fields = _OBJECT.decode(body)
-        had = fields.pop(HISTORY, None)
-        if had is None:
-            return body
-        if _MARK in body and _OBJECT.decode(head) == fields:
-            return head
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    fields = read_object(body)
+    if fields is None or fields.pop(HISTORY, None) is None:
         return body
+    head = body[: body.rfind(_MARK)] + b"}"
+    if _MARK in body and read_object(head) == fields:
+        return head
     return json.dumps(fields).encode()

@@ -97,6 +97,7 @@ class Courier:
         self._close_by: float | None = None
         self._held = 0
         self._closed = False
+        self._abandoned = False
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._upkeep_at = 0.0
@@ -152,6 +153,11 @@ class Courier:
         if self.ending is Ending.NONE:
             self.ending = Ending.STOPPED
 
+    def abandon(self) -> None:
+        """The loop met a fault: `finish` is then to keep what was being worked on, see `_give_up`."""
+        self._abandoned = True
+        self.stop_claiming()
+
     def finish(self, *, within_s: float) -> bool:
         """Flush the reports, give the rest back, drop the lease; whether all that was done in time."""
         self._close_by = time.monotonic() + within_s
@@ -171,7 +177,10 @@ class Courier:
                     self._open()
                     opened = True
                 if self._close_by is not None:
-                    self._close()
+                    if self._abandoned:
+                        self._give_up()
+                    else:
+                        self._close()
                     return
                 self._step()
                 if failures:
@@ -317,17 +326,24 @@ class Courier:
         for _ in taken:
             self._returns.popleft()
 
+    def _give_up(self) -> None:
+        """Ack what is done and give back what was not started. What was being worked on stays with the
+        session, whose death then counts for it: else a task that does this would do it for ever.
+        """
+        self._flush()
+        self._held_up = self._held_up or "given up"
+        self._give_back()
+
     def _watch_loop(self) -> None:
-        """A fetch loop that has stalled (a hung disk, a fault) holds tasks that others could fetch: give
-        them back and end, for the supervisor to start anew.
+        """A fetch loop that has stalled (a hung disk, a fault) holds tasks that others could fetch: end,
+        for the supervisor to start anew.
         """
         silent_s = self._watchdog.beat(Thread.COURIER)
         if not silent_s or self._close_by is not None:
             return
-        self._log.critical("the fetch loop has stalled; giving its tasks back", silent_s=round(silent_s))
+        self._log.critical("the fetch loop has stalled; giving up", silent_s=round(silent_s))
         try:
-            self._flush()
-            self._session.close()
+            self._give_up()
         finally:
             os._exit(EXIT_STALLED)
 
@@ -335,7 +351,10 @@ class Courier:
         started = time.monotonic()
         self._server_ms = self._session.renew(self._stats())
         self._beat_at = started + self._heartbeat_s
-        self._reporter.publish(self._server_ms)
+        try:
+            self._reporter.publish(self._server_ms)
+        except RedisUnavailable as error:  # out of memory, say: the work goes on without it
+            self._log.debug("nothing published", error=str(error))
 
     def _stats(self) -> SessionStats:
         return self._tally.stats(
@@ -364,9 +383,12 @@ class Courier:
         while self._reports:
             self._flush()
         given_back = self._session.close()
-        self._reporter.say_goodbye(self._server_ms)
         self._held = 0
         self._closed = True
+        try:
+            self._reporter.say_goodbye(self._server_ms)
+        except RedisUnavailable as error:
+            self._log.debug("nothing published", error=str(error))
         self._log.info("session closed", session=self._session.id, given_back=given_back)
 
     def _replace_session(self, error: FencedError) -> None:

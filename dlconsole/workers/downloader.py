@@ -84,6 +84,9 @@ class Downloader:
                 self._fill()
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result.token, result.outcome)
+        except Exception:
+            self._courier.abandon()
+            raise
         finally:
             self._engine.cancel_all()
             closed = self._courier.finish(within_s=_CLOSE_S)
@@ -184,10 +187,11 @@ class Downloader:
     def _failure_report(self, claimed: Claimed, epoch: int, failure: Failure) -> Report:
         """For good, or to be tried again: by its kind, and by how often it was tried."""
         retry = self._settings.retry
-        attempt = retries.attempts_of(claimed.raw) + 1
+        before = retries.attempts_of(claimed.raw)
         error = error_item(claimed.raw, failure)
-        if not failure.retryable or attempt >= retry.max_attempts:
+        if not failure.retryable or before is None or before + 1 >= retry.max_attempts:
             return Report(claimed.field, epoch, error_item=error)
+        attempt = before + 1
         delay_ms = round(retries.delay_s(attempt, failure, retry) * 1000)
         item = retries.with_history(claimed.raw, attempt, failure)
         return Report(claimed.field, epoch, retry=Retry(claimed.field, delay_ms, item, error))

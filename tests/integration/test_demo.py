@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import until
+from integration_support import until
 from PIL import Image
 
 from dlconsole.demo.behaviour import Shares, behaviour_of

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import KEYS, errors_of, task, until
+from integration_support import KEYS, errors_of, task, until
 from PIL import Image
 
 from dlconsole import log
@@ -115,6 +115,58 @@ def test_odd_items_fail_as_bad_task_and_do_not_stop_the_worker(
     run(settings)
     assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == ["bad_task"]
     assert redis_client.get(KEYS.stored) == b"1"
+
+
+def test_retries_are_counted_and_end(
+    settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    settings = changed(settings, "retry", max_attempts=3, base_s=0.05)
+    redis_client.lpush(KEYS.task, task(f"http://{web.address}/as/500/x", "/ds/x.jpg", caption="\ud83d"))
+    run(settings)
+    (error,) = errors_of(redis_client)
+    assert error["_retry"]["n"] == 2 and error["status"] == 500
+    assert redis_client.get(KEYS.failed) == b"1"
+
+
+def test_retry_after_is_honoured(settings: Settings, redis_client: redis.Redis, web: SimulatedWeb) -> None:
+    settings = changed(settings, "retry", max_attempts=2, base_s=0.01, retry_after_s=1)
+    redis_client.lpush(KEYS.task, task(f"http://{web.address}/as/429/x"))
+    started = time.monotonic()
+    run(settings)
+    assert time.monotonic() - started >= 1
+    (error,) = errors_of(redis_client)
+    assert error["status"] == 429
+
+
+def test_until_empty_waits_for_what_others_hold(
+    settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    redis_client.sadd(KEYS.sessions, "other")
+    redis_client.zadd(KEYS.lease, {"other": 2**50})
+    redis_client.hset(KEYS.in_flight("other"), "1:0", task(f"http://{web.address}/as/good/x"))
+    worker = Running(settings, until_empty=True)
+    until(lambda: any(b'"idle"' in record for record in redis_client.hvals(KEYS.workers)))
+    assert worker.thread.is_alive()
+    redis_client.zadd(KEYS.lease, {"other": 1})  # it died: its task is ours now
+    worker.thread.join(20)
+    assert worker.outcome is True
+    assert redis_client.get(KEYS.stored) == b"1"
+
+
+def test_a_fault_in_the_loop_leaves_what_it_worked_on_to_the_reaper(
+    settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """So that its death counts for that, and only for that."""
+    settings = changed(settings, "worker", concurrency=2)
+    redis_client.lpush(KEYS.task, *(task(f"http://{web.address}/as/slow/{i}") for i in range(50)))
+    worker = Running(settings)
+    until(lambda: worker.downloader._engine.running == 2)
+    worker.downloader._guard = None  # type: ignore[assignment]
+    worker.thread.join(20)
+    assert isinstance(worker.outcome, AttributeError)
+    (held,) = [redis_client.hlen(key) - 1 for key in redis_client.keys("*:dl:if:*")]
+    assert 1 <= held <= 2
+    assert redis_client.llen(KEYS.task) + held + int(redis_client.get(KEYS.stored) or 0) == 50
 
 
 def test_a_refused_address_is_never_connected_to(settings: Settings, redis_client: redis.Redis) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import KEYS, until
+from integration_support import KEYS, until
 
 from dlconsole.cli import main
 from dlconsole.errors import FencedError, ReadOnlyError, RedisUnusable

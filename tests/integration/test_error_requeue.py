@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import KEYS
+from integration_support import KEYS
 from test_error_export import error, export, run
 
 from dlconsole.errors import FeedError, ReadOnlyError

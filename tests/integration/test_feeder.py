@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import KEYS, until
+from integration_support import KEYS, until
 
 from dlconsole.cli import main
 from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import redis
-from conftest import KEYS, until
+from integration_support import KEYS, until
 
 from dlconsole.cli import main
 from dlconsole.model import HostStats, SessionStats

@@ -90,6 +90,28 @@ def test_a_repeated_empty_claim_stays_empty(redis_client: redis.Redis, session: 
     assert len(session.claim(2).items) == 2
 
 
+def test_a_task_that_no_reader_can_take_apart_is_no_sentinel(
+    redis_client: redis.Redis, session: Session
+) -> None:
+    deep = (
+        b'{"img_path": "/a", "img_url": "u", "d": ' + b"[" * 1500 + b'"stop_this_task"' + b"]" * 1500 + b"}"
+    )
+    redis_client.lpush(KEYS.task, deep)
+    claim = session.claim(1)
+    assert not claim.stop and claim.items[0].raw == deep
+    assert decode_task(deep) is None
+    assert json.loads(error_item(deep, Failure(FailureKind.BAD_TASK, "not a task")))["raw"] == deep.decode()
+
+
+@pytest.mark.parametrize("odd", [b'"\\ud83d"', b'"\xff"', b"1e999", b"1" * 5000])
+def test_an_odd_column_does_not_make_a_task_less_of_one(odd: bytes) -> None:
+    raw = b'{"img_path": "/a", "img_url": "u", "c": ' + odd + b"}"
+    task = decode_task(raw)
+    assert task is not None and task.img_url == "u"
+    got = error_item(raw, Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404))
+    assert got.startswith(raw[:-1] + b", ")
+
+
 def test_large_batches_come_whole(redis_client: redis.Redis, session: Session) -> None:
     items = feed(redis_client, 5000)
     claim = session.claim(5000)

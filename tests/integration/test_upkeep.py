@@ -6,7 +6,7 @@ import json
 
 import pytest
 import redis
-from conftest import KEYS, task
+from integration_support import KEYS, task
 
 from dlconsole.errors import FencedError
 from dlconsole.model import Failure, FailureKind, SessionStats
@@ -247,6 +247,37 @@ def test_odd_histories_do_no_harm(raw: bytes) -> None:
         k: v for k, v in json.loads(raw).items() if k != "_retry"
     }
     assert retries.attempts_of(raw) in {0, 1}
+
+
+@pytest.mark.parametrize("odd", [b'"\\ud83d"', b'"\xff"', b"1e999", b"1" * 5000])
+def test_the_attempts_of_items_with_odd_columns_are_counted(odd: bytes) -> None:
+    raw = b'{"img_path": "/a", "img_url": "u", "c": ' + odd + b"}"
+    item = raw
+    for attempt in (1, 2, 3):
+        assert retries.attempts_of(item) == attempt - 1
+        item = retries.with_history(item, attempt, TIMEOUT)
+        assert item.startswith(raw[:-1] + b", ") and item.count(b"_retry") == 1
+
+
+def test_an_item_that_cannot_be_read_is_tried_twice_at_most() -> None:
+    deep = b'{"img_path": "/a", "d": ' + b"[" * 3000 + b"]" * 3000 + b"}"
+    assert retries.attempts_of(deep) == 0
+    assert retries.attempts_of(retries.with_history(deep, 1, TIMEOUT)) is None
+
+
+def test_a_crashed_item_that_failed_before_keeps_its_bytes(redis_client: redis.Redis, opened) -> None:
+    raw = b'{"img_url": "u", "tags": [], "id": 12345678901234567890, "status": 500, "error_msg": "old"}'
+    redis_client.lpush(KEYS.task, raw)
+    for _ in range(MAX_DEATHS):
+        session = opened()
+        session.claim(1)
+        expire(redis_client, session)
+        keep(redis_client)
+    (error,) = redis_client.lrange(KEYS.error, 0, -1)
+    assert error.startswith(raw[:-1] + b", ")
+    fields = json.loads(error)
+    assert fields["status"] == 900 and fields["error_msg"].startswith("crashed")
+    assert fields["id"] == 12345678901234567890 and fields["tags"] == []
 
 
 def test_delays_grow_with_full_jitter_and_honour_retry_after_up_to_a_cap() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from conftest import KEYS, task, until
+from integration_support import KEYS, task, until
 
 from dlconsole.demo.web import SimulatedWeb
 from dlconsole.services.connection import connect

@@ -20,9 +20,9 @@ def usage(used_gib: float, *, total_gib: float = 1000, inodes_free: int = 5) -> 
 @pytest.mark.parametrize(
     ("settings", "well", "full", "still_full", "well_again"),
     [
-        (GuardSettings(max_used_bytes=500 * GIB), 499, 501, 495, 489),
+        (GuardSettings(max_used_bytes=500 * GIB), 494, 501, 497, 494),
         (GuardSettings(max_used_percent=90), 899, 901, 895, 889),
-        (GuardSettings(min_free_bytes=100 * GIB), 899, 901, 895, 889),
+        (GuardSettings(min_free_bytes=100 * GIB), 898, 901, 899.5, 898),
     ],
 )
 def test_past_a_limit_it_waits_and_goes_on_only_below_the_margin(
@@ -34,6 +34,15 @@ def test_past_a_limit_it_waits_and_goes_on_only_below_the_margin(
     assert guard.look(usage(still_full)) != ""
     assert guard.look(usage(well_again)) == ""
     assert guard.look(usage(well)) == ""
+
+
+@pytest.mark.parametrize(
+    "settings", [GuardSettings(max_used_bytes=GIB), GuardSettings(max_used_bytes=GIB, margin_percent=50)]
+)
+def test_a_low_limit_on_a_large_disk_can_be_met_again(settings: GuardSettings) -> None:
+    guard = DiskGuard(settings)
+    assert guard.look(usage(2, total_gib=16_000))
+    assert guard.look(usage(0.4, total_gib=16_000)) == ""
 
 
 def test_without_inodes_it_waits() -> None:

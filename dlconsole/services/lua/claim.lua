@@ -58,7 +58,9 @@ end
 local function is_sentinel(item)
   if not string.find(item, SENTINEL, 1, true) then return false end
   local ok, task = pcall(cjson.decode, item)
-  return not (ok and type(task) == 'table' and type(task['img_url']) == 'string')
+  -- What cjson cannot read (nested too deeply) is left to the worker if it looks like an object.
+  if not ok then return string.sub(item, 1, 1) ~= '{' end
+  return type(task) ~= 'table' or type(task['img_url']) ~= 'string'
 end
 
 local has_suspects = redis.call('EXISTS', KEYS[5]) == 1

@@ -29,13 +29,17 @@ local function is_live(lease, sid, now)
   return deadline and tonumber(deadline) > now
 end
 
+-- Redis refuses a script's commands that need memory when it has none, unless the script has written
+-- already. So a script that frees memory, or that keeps a session alive which does, begins with this.
+local function allow_without_memory(zset) redis.call('ZREM', zset, '') end
+
 -- Numbers go as text with all their digits: Lua's own formatting collapses long ones.
 local function renew(lease, sid, now, ttl_ms)
   redis.call('ZADD', lease, string.format('%.0f', now + ttl_ms), sid)
 end
 
 -- The error list's item for a task that ended here, in Redis: its own object, byte for byte, and the
--- two legacy fields; what is no JSON object, or has those fields already, is wrapped or rewritten.
+-- two legacy fields; what is no JSON object is wrapped.
 local function error_item(item, status, message)
   local tail = '"status": ' .. status .. ', "error_msg": ' .. cjson.encode(message) .. '}'
   local ok, task = pcall(cjson.decode, item)
@@ -43,11 +47,9 @@ local function error_item(item, status, message)
   if not ok or type(task) ~= 'table' or string.sub(body, 1, 1) ~= '{' then
     return '{"raw": ' .. cjson.encode(item) .. ', ' .. tail
   end
-  if task['status'] == nil and task['error_msg'] == nil then
-    return string.sub(body, 1, -2) .. (next(task) and ', ' or '') .. tail
-  end
-  task['status'], task['error_msg'] = status, message
-  return cjson.encode(task)
+  -- Where it has these fields already, the last ones count, as in every common reader. Writing the
+  -- object anew would change it: cjson rounds long numbers and takes an empty list for an object.
+  return string.sub(body, 1, -2) .. (next(task) and ', ' or '') .. tail
 end
 
 -- What a session has in flight, the last claimed first: pushed to the tail in this order, the first

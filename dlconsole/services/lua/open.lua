@@ -8,6 +8,7 @@
 -- Safe to repeat: the same id gets the same two entries, with a later deadline.
 
 local now = clock()
+allow_without_memory(KEYS[1])
 redis.call('SADD', KEYS[2], ARGV[1])
 renew(KEYS[1], ARGV[1], now, ARGV[2])
 return now

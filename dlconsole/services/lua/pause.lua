@@ -8,5 +8,6 @@
 
 local was = redis.call('HGET', KEYS[1], 'paused') == '1' and 1 or 0
 local now = clock()
+redis.call('HDEL', KEYS[1], '')  -- from here on also without memory: see allow_without_memory
 redis.call('HSET', KEYS[1], 'paused', '1', 'by', ARGV[1], 'why', ARGV[2], 'at', string.format('%.0f', now))
 return {was, now}

@@ -8,6 +8,7 @@
 -- Safe to repeat: it overwrites.
 
 local now = clock()
+allow_without_memory(KEYS[1])
 if not is_live(KEYS[1], ARGV[1], now) then return {'FENCED', now} end
 renew(KEYS[1], ARGV[1], now, ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])

@@ -1,0 +1,60 @@
+"""What the worker's tests share: settings for one store, and the simulated web."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from dlconsole.demo.web import SimulatedWeb, WebConfig
+from dlconsole.services.keys import Keys
+from dlconsole.settings import Settings
+
+KEYS = Keys("ds")
+
+
+@pytest.fixture(scope="session")
+def web() -> Iterator[SimulatedWeb]:
+    """A simulated web without added latency; every behaviour is at `/as/<behaviour>/…`."""
+    with SimulatedWeb(WebConfig(latency_s=0.0, oversized_bytes=1 << 20)) as web:
+        yield web
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """Settings for one worker: short deadlines, a store of its own, loopback opened."""
+    return Settings.model_validate(
+        {
+            "redis": redis_url,
+            "dataset": "ds",
+            "worker": {"store_dir": tmp_path / "store", "heartbeat_s": 0.2, "drain_s": 2, "concurrency": 16},
+            "retry": {"max_attempts": 1},
+            "fetch": {"deadline_s": 1.5, "max_bytes": "512KiB", "allow_networks": ["127.0.0.0/8"]},
+        }
+    )
+
+
+def until(condition: Callable[[], Any], *, within_s: float = 20) -> Any:
+    """Wait until `condition` gives something true, and return it."""
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+    return value
+
+
+def task(url: str, path: str | None = None, **more: object) -> bytes:
+    """A queue item as the legacy feeder writes it."""
+    return json.dumps(
+        {"img_path": path or f"/ds/images/{abs(hash(url))}.jpg", "img_url": url} | more
+    ).encode()
+
+
+def errors_of(client: redis.Redis) -> list[dict[str, Any]]:
+    """The error list, oldest first."""
+    return [json.loads(item) for item in reversed(client.lrange(KEYS.error, 0, -1))]
