@@ -98,6 +98,8 @@ def _terminable() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)  # which the event loop takes between two steps, not inside one
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A shell's `&` starts it with SIGINT ignored; then the others would end in nothing.
+    old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

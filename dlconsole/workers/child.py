@@ -58,8 +58,12 @@ def _downloader(settings: Settings, logger: log.Logger, *, until_empty: bool) ->
     """The worker, once its store can be opened: a full or read-only disk is waited for. None when the
     supervisor went away meanwhile. Raises StoreError, ConfigError.
     """
-    waits = False
+    waits, pause_s = False, 0.0
     while True:
+        # Not even a folder is made for a supervisor that is gone: it may have cleaned up already.
+        if select.select([0], [], [], pause_s)[0] and not os.read(0, 1):
+            return None
+        pause_s = settings.guard.check_s
         try:
             return Downloader(settings, logger, until_empty=until_empty)
         except StoreError as error:
@@ -69,8 +73,6 @@ def _downloader(settings: Settings, logger: log.Logger, *, until_empty: bool) ->
             if not waits:
                 logger.error("downloads wait for the store", why=str(error))
             waits = True
-        if select.select([0], [], [], settings.guard.check_s)[0] and not os.read(0, 1):
-            return None
 
 
 def _stop_on_signals(downloader: Downloader) -> None:

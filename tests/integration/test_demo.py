@@ -114,6 +114,21 @@ def test_interrupted_it_stops_everything_and_leaves_nothing(
     assert processes_in(temporary) == []
 
 
+def test_started_by_a_shell_with_ctrl_c_ignored_it_still_hears_sigterm(
+    demo: Callable[..., subprocess.Popen[str]], temporary: Path
+) -> None:
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = demo("--tasks", "200000")
+    finally:
+        signal.signal(signal.SIGINT, old)
+    until(lambda: len(psutil.Process(process.pid).children()) >= 4)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert list(temporary.iterdir()) == []
+
+
 def test_killed_it_takes_its_children_with_it(
     demo: Callable[..., subprocess.Popen[str]], temporary: Path
 ) -> None:
