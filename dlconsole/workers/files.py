@@ -212,16 +212,25 @@ class _PartialFolder:
         base_fd = _open_or_create(root_fd, PARTIAL)
         try:
             _sweep(base_fd)
-            while True:
-                self.name = secrets.token_hex(8)
-                self.fd = _open_or_create(base_fd, self.name)
-                if _lock(self.fd) and os.fstat(self.fd).st_nlink:  # not swept before it was locked
-                    break
-                os.close(self.fd)
+            # Another worker that starts may sweep the folder before it is opened, or before it is locked.
+            while not self._make(base_fd):
+                pass
         except BaseException:
             os.close(base_fd)
             raise
         self._base_fd = base_fd
+
+    def _make(self, base_fd: int) -> bool:
+        self.name = secrets.token_hex(8)
+        os.mkdir(self.name, dir_fd=base_fd)
+        try:
+            self.fd = os.open(self.name, _FOLDER_FLAGS, dir_fd=base_fd)
+        except FileNotFoundError:
+            return False
+        if _lock(self.fd) and os.fstat(self.fd).st_nlink:
+            return True
+        os.close(self.fd)
+        return False
 
     def close(self) -> None:
         _remove_folder(self._base_fd, self.name, self.fd)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,16 @@ def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(tmp_path:
     second.close()
     living.close()
     assert os.listdir(root / PARTIAL) == []
+
+
+def test_workers_that_start_at_the_same_time_do_not_sweep_each_other_away(tmp_path: Path) -> None:
+    def start_again_and_again(_: int) -> None:
+        for _ in range(150):
+            Store(tmp_path).close()
+
+    with ThreadPoolExecutor(8) as workers:
+        list(workers.map(start_again_and_again, range(8)))
+    assert list((tmp_path / PARTIAL).iterdir()) == []
 
 
 def test_a_root_that_cannot_be_made_is_said(tmp_path: Path) -> None:
