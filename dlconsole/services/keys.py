@@ -79,7 +79,7 @@ class Keys:
 
     @property
     def crash(self) -> str:
-        """HASH: digest of an item → how often a session died holding it."""
+        """HASH: digest of an item → the sessions that died holding it since it was last finished."""
         return self._prefix + "crash"
 
     @property

@@ -7,10 +7,11 @@ caller simply calls again with the same arguments. Errors of the server come as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -207,6 +208,7 @@ class Session:
             self._keys.error,
             self._keys.lease,
             self._keys.delayed,
+            self._keys.crash,
         ]
         code, *numbers = self._run("ack", keys, self.id, *arguments)
         n_stored, n_failed, n_delayed = numbers
@@ -223,6 +225,13 @@ class Session:
     def give_back(self, fields: Sequence[str]) -> int:
         """Give tasks back to the tail of the queue, the first field's to be taken first; how many."""
         return int(self._run("give_back", [self._keys.task, self._in_flight], *fields))
+
+    def forgive(self, items: Iterable[bytes]) -> int:
+        """Take the death of this session, which lives after all, off the items that it held; off how
+        many. Close it first, so that nobody can count it again.
+        """
+        digests = [hashlib.sha1(item, usedforsecurity=False).hexdigest() for item in items]
+        return int(self._run("forgive", [self._keys.crash], self.id, *digests)) if digests else 0
 
     def close(self) -> int:
         """Give back what is in flight, in its order, and drop the lease; how many went back."""

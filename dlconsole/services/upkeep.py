@@ -35,10 +35,14 @@ def next_round_s() -> float:
     return PERIOD_S * random.uniform(0.7, 1.3)  # noqa: S311
 
 
-def keep(client: redis.Redis, keys: Keys, url: str) -> Kept:
-    """One round, in small steps, until nothing is left to do. Raises RedisUnavailable, RedisUnusable."""
+def keep(client: redis.Redis, keys: Keys, url: str, *, reap: bool = True) -> Kept:
+    """One round, in small steps, until nothing is left to do. Raises RedisUnavailable, RedisUnusable.
+
+    Who could not reach Redis for a while must not `reap` for the time of a lease: the others could not
+    either, and must first have their chance to say that they live.
+    """
     with translated(url):
-        sessions, given_back, crashed = _reap(client, keys)
+        sessions, given_back, crashed = _reap(client, keys) if reap else ((), 0, 0)
         return Kept(sessions, given_back, crashed, _promote(client, keys))
 
 

@@ -7,6 +7,7 @@ the courier tries again with growing pauses until the server is back.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -95,12 +96,14 @@ class Courier:
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
         self._close_by: float | None = None
-        self._held = 0
+        self._held: dict[str, bytes] = {}
+        """What the session has in flight, as far as it knows: field → raw item."""
         self._closed = False
         self._abandoned = False
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._upkeep_at = 0.0
+        self._reap_from = 0.0
         self._solo: Claimed | None = None
         self._solo_runs = False
         self._server_ms = 0
@@ -185,6 +188,7 @@ class Courier:
                 self._step()
                 if failures:
                     self._log.info("redis is back")
+                    self._let_others_come_back()
                 failures = 0
             except RedisUnavailable as error:
                 failures += 1
@@ -192,7 +196,7 @@ class Courier:
                     self._closed = not opened  # then there was never anything to give back
                     if opened:
                         self._log.warning(
-                            "stopped without giving tasks back", held=self._held, error=str(error)
+                            "stopped without giving tasks back", held=len(self._held), error=str(error)
                         )
                     return
                 self._back_off(failures, error)
@@ -239,7 +243,7 @@ class Courier:
 
     def _claim(self) -> None:
         claim = self._session.claim(self._settings.worker.batch)
-        self._held += len(claim.items)
+        self._held.update((claimed.field, claimed.raw) for claimed in claim.items)
         if claim.solo:
             self._solo = claim.items[0]
         else:
@@ -254,7 +258,7 @@ class Courier:
         self._claim_at = time.monotonic() + _IDLE_CLAIM_S
         # Said by a claim that found nothing when nothing was held here any more, so that a task
         # given back by somebody meanwhile was seen.
-        if self._until_empty and self._held == 0 and not claim.paused and self.ending is Ending.NONE:
+        if self._until_empty and not self._held and not claim.paused and self.ending is Ending.NONE:
             self._end_if_empty()
         self._wake_loop()
 
@@ -271,20 +275,25 @@ class Courier:
 
     def _begin_solo(self) -> None:
         """An item that sessions died holding is started when everything else is done and acked."""
-        if self._solo is not None and self._held == 1:
+        if self._solo is not None and len(self._held) == 1:
             self.tasks.append(self._solo)
             self._solo, self._solo_runs = None, True
             self._wake_loop()
-        elif self._solo_runs and self._held == 0:
+        elif self._solo_runs and not self._held:
             self._solo_runs = False
 
     def _upkeep(self) -> None:
-        kept = upkeep.keep(self._client, self._keys, self._settings.redis)
+        may_reap = time.monotonic() >= self._reap_from
+        kept = upkeep.keep(self._client, self._keys, self._settings.redis, reap=may_reap)
         self._upkeep_at = time.monotonic() + upkeep.next_round_s()
         for session in kept.reaped:
             self._log.warning("dead session reaped", session=session)
         if kept.given_back or kept.crashed or kept.promoted:
             self._log.info("upkeep", given_back=kept.given_back, crashed=kept.crashed, promoted=kept.promoted)
+
+    def _let_others_come_back(self) -> None:
+        """Redis was away, or this process was suspended: leases that have run out meanwhile say nothing."""
+        self._reap_from = time.monotonic() + self._settings.worker.lease_s
 
     def _flush(self) -> None:
         """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
@@ -297,11 +306,12 @@ class Courier:
             failed = [(r.field, r.error_item) for r in reports if r.error_item is not None]
             stored = [r.field for r in reports if r.retry is None and r.error_item is None]
             counted = self._session.ack(stored, failed, retries)
-            for _ in taken:
-                self._reports.popleft()
-            self._held -= len(reports)
             if counted.fenced:
                 raise FencedError(f"session {self._session.id}: its lease has run out")
+            for _ in taken:
+                self._reports.popleft()
+            for report in reports:
+                self._held.pop(report.field, None)
         if self._until_empty and not self._held:
             self._claim_at = 0.0  # the claim that decides whether this is the end
 
@@ -322,7 +332,8 @@ class Courier:
         fields = [claimed.field for claimed, epoch in taken if epoch == self.epoch]
         if fields:
             self._session.give_back(fields)
-            self._held -= len(fields)
+            for field in fields:
+                self._held.pop(field, None)
         for _ in taken:
             self._returns.popleft()
 
@@ -360,7 +371,7 @@ class Courier:
         return self._tally.stats(
             at_ms=self._server_ms,
             state=self._state(),
-            in_flight=self._held,
+            in_flight=len(self._held),
             fetching=self._fetching(),
         )
 
@@ -375,6 +386,8 @@ class Courier:
         check_version(info, self._settings.redis)
         for finding in checks.findings(checks.redis_info(info)):
             self._log.warning(finding.said, todo=finding.todo)
+        if info.get("uptime_in_seconds", 0) < self._settings.worker.lease_s:
+            self._let_others_come_back()
         self._server_ms = self._session.open()
         self._tally.begin(self._server_ms)
         self._log.info("session opened", session=self._session.id)
@@ -383,7 +396,7 @@ class Courier:
         while self._reports:
             self._flush()
         given_back = self._session.close()
-        self._held = 0
+        self._held.clear()
         self._closed = True
         try:
             self._reporter.say_goodbye(self._server_ms)
@@ -394,7 +407,8 @@ class Courier:
     def _replace_session(self, error: FencedError) -> None:
         """The lease ran out (a suspended process, Redis away for long): drop everything, start anew.
 
-        Closing the old session gives back what nobody else has taken over yet.
+        Closing the old session gives back what nobody else has taken over yet. Nobody died, so what was
+        taken over does not count as the item's fault.
         """
         self._log.warning("session replaced", error=str(error))
         old = self._session
@@ -403,14 +417,16 @@ class Courier:
         self._reports.clear()
         self._returns.clear()
         self._solo, self._solo_runs = None, False
-        self._held = 0
+        held, self._held = self._held, {}
         self._session = self._new_session(batch=old.batch)
         self._wake_loop()
         failures = 0
         while True:
             try:
                 old.close()
+                old.forgive(held.values())
                 self._open()
+                self._let_others_come_back()
                 return
             except RedisUnavailable as trouble:
                 failures += 1
@@ -431,6 +447,7 @@ class Courier:
 
     def _back_off(self, failures: int, error: RedisUnavailable) -> None:
         self.state = "no redis"
+        self._reap_from = math.inf  # until it is back
         self._watch_loop()
         if failures == 1:
             self._log.warning("redis is away; waiting", error=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 
@@ -102,6 +103,56 @@ def test_a_suspended_worker_learns_that_it_is_fenced_and_counts_nothing_twice(
     assert now["failed"] == 0
 
 
+def test_outages_longer_than_the_lease_count_as_nobodys_death(
+    fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    feed(client, [item(web, i, "slow") for i in range(150)])
+    for _ in range(2):
+        fleet.start("--processes", "2", "--concurrency", "4")
+    workers = 4
+    for outage in range(3):
+        until(lambda: client.zcard(KEYS.lease) == workers and counts(client)["in_flight"] > 10)
+        server.kill()
+        time.sleep(LEASE_S + 0.2)  # the fault itself
+        server.restart()
+        replaced = workers * (outage + 1)
+        until(lambda n=replaced: sum(e["event"] == "session replaced" for e in fleet.events) == n)
+        until(lambda: not client.exists(KEYS.crash))
+    until(lambda: is_done(client))
+    assert not any(e["event"] == "worker died and is replaced" for e in fleet.events)
+    assert fleet.stop() == [0, 0]
+    now = assert_nothing_lost_or_doubled(client, fleet, 150)
+    assert now["failed"] == 0
+
+
+def test_a_suspended_workers_tasks_are_not_to_blame(
+    fleet: Fleet, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """Reaped by another worker, rightly; it comes back, three times."""
+    feed(client, [item(web, i, "slow") for i in range(200)])
+    fleet.start("--concurrency", "4")
+    until(lambda: counts(client)["stored"] >= 1)
+    (suspended,) = fleet.workers
+    fleet.start("--concurrency", "4")
+    for outage in range(3):
+        sessions = until(lambda: (found := client.zrange(KEYS.lease, 0, -1)) and len(found) == 2 and found)
+        (session,) = (s for s in sessions if is_of(client, s, suspended.pid))
+        until(lambda s=session: client.hlen(KEYS.in_flight(s.decode())) > 4)
+        suspended.suspend()
+        until(lambda s=session: not client.sismember(KEYS.sessions, s), within_s=LEASE_S + 20)
+        suspended.resume()
+        until(lambda n=outage + 1: sum(e["event"] == "session replaced" for e in fleet.events) == n)
+        until(lambda: not client.exists(KEYS.crash))
+    until(lambda: is_done(client))
+    assert fleet.stop() == [0, 0]
+    assert assert_nothing_lost_or_doubled(client, fleet, 200)["failed"] == 0
+
+
+def is_of(client: redis.Redis, session: bytes, pid: int) -> bool:
+    """Whether a session is this process's; waits for its first heartbeat."""
+    return json.loads(until(lambda: client.hget(KEYS.workers, session)))["pid"] == pid
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("name", ["claim", "ack", "renew", "reap", "promote", "close"])
 def test_redis_dies_at_a_call(
@@ -109,6 +160,8 @@ def test_redis_dies_at_a_call(
 ) -> None:
     """Killed just before the server sees the call, or just after it ran and before the reply is out."""
     feed(client, [item(web, i, "500" if i % 40 == 0 else "good") for i in range(400)])
+    if name == "reap":
+        a_dead_session(client, item(web, 400))
     killed = False
 
     def decide(seen: str) -> Fault:
@@ -124,8 +177,15 @@ def test_redis_dies_at_a_call(
         worker = fleet.start("--until-empty", "--concurrency", "16", url=wire.url)
         assert worker.wait(60) == 0
     assert killed
-    now = assert_nothing_lost_or_doubled(client, fleet, 400)
+    now = assert_nothing_lost_or_doubled(client, fleet, 401 if name == "reap" else 400)
     assert now["failed"] == 10
+
+
+def a_dead_session(client: redis.Redis, held: bytes) -> None:
+    """Work for the reaper."""
+    client.sadd(KEYS.sessions, "dead")
+    client.hset(KEYS.in_flight("dead"), "1:0", held)
+    client.incrby(KEYS.fed, 1)
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.TWICE])
@@ -145,10 +205,8 @@ def test_a_fault_at_each_kind_of_call(
         return Fault.NONE
 
     with Wire(str(server.directory / "redis.sock"), decide) as wire:
-        if name == "reap":  # there is work for it
-            client.sadd(KEYS.sessions, "dead")
-            client.hset(KEYS.in_flight("dead"), "1:0", item(web, 400))
-            client.incrby(KEYS.fed, 1)
+        if name == "reap":
+            a_dead_session(client, item(web, 400))
         worker = fleet.start("--until-empty", "--concurrency", "16", url=wire.url)
         if name == "give_back":
             until(lambda: counts(client)["stored"] > 0)

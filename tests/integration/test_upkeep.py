@@ -12,6 +12,7 @@ from dlconsole.errors import FencedError
 from dlconsole.model import Failure, FailureKind, SessionStats
 from dlconsole.services import retries, upkeep
 from dlconsole.services.queue import MAX_DEATHS, Retry, Session, error_item, new_session_id
+from dlconsole.services.scripts import script
 from dlconsole.services.upkeep import Kept
 from dlconsole.settings import RetrySettings
 
@@ -146,6 +147,83 @@ def test_a_suspect_is_claimed_alone_and_says_so_again_when_replayed(
     assert session.claim(4) == claim
     after = session.claim(4)
     assert not after.solo and [c.raw for c in after.items] == items[1:]
+
+
+def deaths(client: redis.Redis) -> list[int]:
+    return sorted(len(names.split()) for names in client.hvals(KEYS.crash))
+
+
+def test_a_session_that_was_taken_for_dead_and_lives_takes_its_death_back(
+    redis_client: redis.Redis, opened
+) -> None:
+    feed(redis_client, 3)
+    dead = opened()
+    dead.claim(3)
+    expire(redis_client, dead)
+    keep(redis_client)
+    suspended = opened()
+    held = [c.raw for c in suspended.claim(3).items]
+    expire(redis_client, suspended)
+    keep(redis_client)
+    assert deaths(redis_client) == [2, 2, 2]
+    suspended.close()
+    assert suspended.forgive(held) == 3
+    assert deaths(redis_client) == [1, 1, 1]
+    assert suspended.forgive(held) == 0
+    assert deaths(redis_client) == [1, 1, 1]
+    assert dead.forgive(held[:2]) == 2
+    assert deaths(redis_client) == [1]
+    assert opened().claim(3).solo is False
+
+
+def test_the_deaths_of_what_was_finished_are_forgotten(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 4)
+    dead = opened()
+    dead.claim(4)
+    expire(redis_client, dead)
+    keep(redis_client)
+    session = opened()
+    a, b, c, _ = session.claim(4).items
+    counted = session.ack([a.field], [(b.field, b"{}")], [Retry(c.field, 0, b"{}", b"{}")])
+    assert (counted.stored, counted.failed, counted.delayed) == (1, 1, 1)
+    assert deaths(redis_client) == [1]
+    session.close()
+    assert deaths(redis_client) == [1]  # given back is not finished
+
+
+def test_equal_items_in_one_session_count_one_death(redis_client: redis.Redis, opened) -> None:
+    redis_client.lpush(KEYS.task, *[task("http://a.example/1")] * 3)
+    session = opened()
+    session.claim(3)
+    expire(redis_client, session)
+    assert keep(redis_client).crashed == 0
+    assert deaths(redis_client) == [1]
+
+
+def test_a_dead_session_whose_key_is_somebody_elses_is_passed_over(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 3)
+    dead = opened()
+    dead.claim(3)
+    expire(redis_client, dead)
+    redis_client.zadd(KEYS.lease, {"foreign": 0})
+    redis_client.sadd(KEYS.sessions, "foreign")
+    redis_client.set(KEYS.in_flight("foreign"), "not ours")
+    fields = script("counts").run(redis_client, KEYS.counted, KEYS.in_flight_prefix)
+    assert fields[2] == 3
+    assert set(keep(redis_client).reaped) == {"foreign", dead.id}
+    assert redis_client.llen(KEYS.task) == 3
+    assert redis_client.get(KEYS.in_flight("foreign")) == b"not ours"
+    assert keep(redis_client) == Kept()
+
+
+def test_who_was_away_promotes_but_does_not_reap(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 2)
+    session = opened()
+    item, _ = session.claim(2).items
+    session.ack([], [], [Retry(item.field, 0, b"now", b"e")])
+    expire(redis_client, session)
+    assert upkeep.keep(redis_client, KEYS, "redis://test", reap=False) == Kept(promoted=1)
+    assert keep(redis_client).given_back == 1
 
 
 @pytest.mark.parametrize(

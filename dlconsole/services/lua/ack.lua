@@ -7,12 +7,14 @@
 -- KEYS[4]  LIST    error list  shared with legacy workers and drainers
 -- KEYS[5]  ZSET    lease       session id -> deadline, ms
 -- KEYS[6]  ZSET    delayed     '<id>:<raw item>' -> due, ms
+-- KEYS[7]  HASH    crash       sha1 of an item -> the sessions that died holding it
 -- ARGV     sid, ttl_ms, the delayed set's largest size, s, f, then s fields of stored tasks, then f
 --          pairs (field, error item), then (field, delay in ms, item, error item) for each retry
 -- Returns  {code, stored, failed, delayed}: code 'OK', or 'FENCED' when the lease is missing or past;
 --          the numbers are what was counted now.
 --
--- A retry that finds the delayed set full fails for good instead, with its error item.
+-- A retry that finds the delayed set full fails for good instead, with its error item. An item that is
+-- finished, however it ended, did not kill its session: the deaths of others that held it are forgotten.
 --
 -- Safe to repeat: a task counts only where HDEL finds its field, so sending an ack twice, or after
 -- the tasks went to another session, changes nothing. Types are checked first, and HDEL comes before
@@ -20,7 +22,7 @@
 
 local wrong = expect(KEYS[1], 'hash') or expect(KEYS[2], 'string') or expect(KEYS[3], 'string')
   or expect(KEYS[4], 'list') or expect(KEYS[5], 'zset') or expect(KEYS[6], 'zset')
-  or expect_number(KEYS[2]) or expect_number(KEYS[3])
+  or expect(KEYS[7], 'hash') or expect_number(KEYS[2]) or expect_number(KEYS[3])
 if wrong then return wrong end
 
 local sid, max_delayed = ARGV[1], tonumber(ARGV[3])
@@ -28,18 +30,29 @@ local first_failed = 6 + tonumber(ARGV[4])
 local first_retry = first_failed + 2 * tonumber(ARGV[5])
 local now = clock()
 
+local has_deaths = redis.call('EXISTS', KEYS[7]) == 1
+local function forget_deaths(field)
+  local item = has_deaths and redis.call('HGET', KEYS[1], field)
+  if item then redis.call('HDEL', KEYS[7], redis.sha1hex(item)) end
+end
+
 local stored, failed, delayed = 0, 0, 0
 for from = 6, first_failed - 1, CHUNK do
   local to = math.min(from + CHUNK - 1, first_failed - 1)
+  if has_deaths then
+    for i = from, to do forget_deaths(ARGV[i]) end
+  end
   stored = stored + redis.call('HDEL', KEYS[1], unpack(ARGV, from, to))
 end
 for i = first_failed, first_retry - 1, 2 do
+  forget_deaths(ARGV[i])
   if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then
     redis.call('LPUSH', KEYS[4], ARGV[i + 1])
     failed = failed + 1
   end
 end
 for i = first_retry, #ARGV, 4 do
+  forget_deaths(ARGV[i])
   if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then
     if redis.call('ZCARD', KEYS[6]) < max_delayed then
       -- The id keeps two equal items apart; it has no colon but the one behind it.

@@ -4,7 +4,7 @@
 -- KEYS[2]  ZSET  lease      session id -> deadline, ms
 -- KEYS[3]  HASH  in flight  '<batch>:<i>' -> raw item; '_last' -> '<batch>' and its flag
 -- KEYS[4]  HASH  control    'paused' -> '1' while the fleet is paused
--- KEYS[5]  HASH  crash      sha1 of an item -> how often a session died holding it
+-- KEYS[5]  HASH  crash      sha1 of an item -> the sessions that died holding it
 -- ARGV     sid, batch, n, ttl_ms, deaths      batch is a number that the client counts up
 -- Returns  {code, flag, ...}: code is
 --            'OK'      the items follow; the k-th belongs to field '<batch>:<k-1>'
@@ -66,7 +66,7 @@ end
 local has_suspects = redis.call('EXISTS', KEYS[5]) == 1
 local function is_suspect(item)
   if not has_suspects then return false end
-  return tonumber(redis.call('HGET', KEYS[5], redis.sha1hex(item)) or 0) >= tonumber(ARGV[5])
+  return #deaths_of(KEYS[5], redis.sha1hex(item)) >= tonumber(ARGV[5])
 end
 
 -- What lies behind the end of the batch goes back, so that the next of it is at the tail again.

@@ -52,6 +52,20 @@ local function error_item(item, status, message)
   return string.sub(body, 1, -2) .. (next(task) and ', ' or '') .. tail
 end
 
+-- An item's deaths: the sessions that died holding it since it was last finished, by name, so that a
+-- call sent twice counts once, and a session that turns out to live can be taken off again.
+local function deaths_of(crash, digest)
+  local names = {}
+  for name in string.gmatch(redis.call('HGET', crash, digest) or '', '%S+') do names[#names + 1] = name end
+  return names
+end
+
+local function position(names, name)
+  for i = 1, #names do
+    if names[i] == name then return i end
+  end
+end
+
 -- What a session has in flight, the last claimed first: pushed to the tail in this order, the first
 -- claimed is the next to be taken again. Each is {batch, index, field, item}.
 local function newest_first(held)

@@ -16,8 +16,8 @@ local function number_at(key) return tonumber(redis.call('GET', key) or '0') or 
 
 local in_flight = 0
 for _, sid in ipairs(redis.call('SMEMBERS', KEYS[7])) do
-  local held = redis.call('HLEN', ARGV[1] .. sid)
-  if held > 0 then in_flight = in_flight + held - redis.call('HEXISTS', ARGV[1] .. sid, '_last') end
+  local held = redis.pcall('HLEN', ARGV[1] .. sid)  -- an error where somebody put another type
+  if type(held) == 'number' and held > 0 then in_flight = in_flight + held - redis.call('HEXISTS', ARGV[1] .. sid, '_last') end
 end
 return {
   clock(),

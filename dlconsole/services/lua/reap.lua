@@ -4,7 +4,7 @@
 -- KEYS[2]  ZSET    lease       session id -> deadline, ms
 -- KEYS[3]  SET     sessions    every session that may own an in-flight hash
 -- KEYS[4]  HASH    workers     session id -> statistics
--- KEYS[5]  HASH    crash       sha1 of an item -> how often a session died holding it
+-- KEYS[5]  HASH    crash       sha1 of an item -> the sessions that died holding it
 -- KEYS[6]  LIST    error list
 -- KEYS[7]  STRING  failed      counter
 -- ARGV     in-flight prefix (its hashes share the slot of the keys above), step, max deaths,
@@ -39,11 +39,13 @@ end
 local sid = find_dead()
 if not sid then return {'', 0, 0, 0} end
 local held_key = ARGV[1] .. sid
-wrong = expect(held_key, 'hash')
-if wrong then return wrong end
--- Registered for as long as it owns anything, so that the next call finds it again.
 redis.call('ZREM', KEYS[2], sid)
 redis.call('HDEL', KEYS[4], sid)
+if expect(held_key, 'hash') then  -- somebody else's: it stays as it is, and is not looked at again
+  redis.call('SREM', KEYS[3], sid)
+  return {sid, 0, 0, 1}
+end
+-- Registered for as long as it owns anything, so that the next call finds it again.
 redis.call('SADD', KEYS[3], sid)
 
 local items = newest_first(redis.call('HGETALL', held_key))
@@ -52,13 +54,15 @@ for i = 1, math.min(step, #items) do
   local field, item = items[i][3], items[i][4]
   redis.call('HDEL', held_key, field)
   local digest = redis.sha1hex(item)
-  local deaths = redis.call('HINCRBY', KEYS[5], digest, 1)
-  if deaths >= max_deaths then
+  local deaths = deaths_of(KEYS[5], digest)
+  if not position(deaths, sid) then deaths[#deaths + 1] = sid end
+  if #deaths >= max_deaths then
     redis.call('HDEL', KEYS[5], digest)
-    redis.call('LPUSH', KEYS[6], error_item(item, 900, 'crashed: ' .. deaths .. ' sessions died holding it'))
+    redis.call('LPUSH', KEYS[6], error_item(item, 900, 'crashed: ' .. #deaths .. ' sessions died holding it'))
     redis.call('INCRBY', KEYS[7], 1)
     crashed = crashed + 1
   else
+    redis.call('HSET', KEYS[5], digest, table.concat(deaths, ' '))
     redis.call('RPUSH', KEYS[1], item)
     given_back = given_back + 1
   end
