@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -83,6 +84,13 @@ def sessions(client: redis.Redis, url: str, count: int) -> list[Session]:
     return found
 
 
+def remember_deaths(client: redis.Redis, tasks: list[bytes]) -> None:
+    """As if a session had died holding each of these tasks."""
+    for start in range(0, len(tasks), 5000):
+        names = {hashlib.sha1(item).hexdigest(): "dead" for item in tasks[start : start + 5000]}
+        client.hset(KEYS.crash, mapping=names)
+
+
 def work(session: Session, batch: int) -> int:
     """One claim and one ack; how many tasks it was."""
     claimed = session.claim(batch).items
@@ -149,6 +157,9 @@ def costs(client: redis.Redis, url: str, tasks: int) -> Iterator[Cost]:
     yield measure(client, "a million in flight", [late], 200, tasks, len(held))
     fill(client, every)
     yield measure(client, "1,000 sessions in turn", sessions(client, url, 1000), 200, tasks, 0)
+    fill(client, every)
+    remember_deaths(client, every)
+    yield measure(client, "each was held by a death", sessions(client, url, 1), 200, tasks, 0)
     fill(client, every)
     yield legacy(client, min(tasks, 20_000))
 

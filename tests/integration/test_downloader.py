@@ -141,6 +141,7 @@ def test_retry_after_is_honoured(settings: Settings, redis_client: redis.Redis, 
 def test_until_empty_waits_for_what_others_hold(
     settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
 ) -> None:
+    settings = changed(settings, "worker", lease_s=2, heartbeat_s=0.5)
     redis_client.sadd(KEYS.sessions, "other")
     redis_client.zadd(KEYS.lease, {"other": 2**50})
     redis_client.hset(KEYS.in_flight("other"), "1:0", task(f"http://{web.address}/as/good/x"))
