@@ -55,6 +55,7 @@ TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 IP_RULE: Final = "an address such as '10.1.2.3'"
 NETWORK_RULE: Final = "a network such as '10.0.0.0/8' or 'fd00::/8'"
+PORTS_RULE: Final = "a list of ports, 1 to 65535, such as '80,443,8080'"
 
 
 def _not_bool(value: object) -> object:
@@ -144,6 +145,14 @@ def _check_network(text: str) -> str:
         raise ValueError(f"expected {NETWORK_RULE}") from None
 
 
+def _split_ports(value: object) -> list[int]:
+    ports = _split_list(value)
+    texts = [str(port) for port in ports] if isinstance(ports, (list, tuple)) else [str(ports)]
+    if not all(text.isdecimal() and 0 < int(text) < 65536 for text in texts):
+        raise ValueError(f"expected {PORTS_RULE}")
+    return [int(text) for text in texts]
+
+
 def _absolute(value: object) -> object:
     """A folder, `~` expanded; a relative one is taken from where the program was started."""
     if not isinstance(value, (str, Path)):
@@ -166,6 +175,7 @@ _RULES: Final[dict[object, str]] = {
     _check_user_agent: USER_AGENT_RULE,
     _check_ip: IP_RULE,
     _split_list: f"a list, each {NETWORK_RULE}",
+    _split_ports: PORTS_RULE,
 }
 """What each check takes, for messages and for the list of settings."""
 
@@ -178,6 +188,7 @@ Dataset = Annotated[str, AfterValidator(_check_dataset)]
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
 ]
+Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_ports)]
 
 
 class Section(BaseModel):
@@ -263,8 +274,16 @@ class FetchSettings(Section):
     """Limit on DNS, TCP and TLS together."""
     max_bytes: Bytes = Field(default=32 * 2**20, ge=1, le=2**31 - 1)
     """Largest body that is stored; more is `too_large`."""
+    min_bytes_per_s: Bytes = Field(default=512, ge=0, le=2**30)
+    """Slowest fetch that goes on: below it for `min_rate_window_s` is `timeout`. 0: no limit."""
+    min_rate_window_s: Seconds = Field(default=15.0, ge=1, le=600)
+    """Over how long `min_bytes_per_s` is measured, waiting for the first byte included."""
+    max_header_bytes: Bytes = Field(default=64 * 2**10, ge=1024, le=256 * 2**10)
+    """Most bytes of one answer's headers; more is `connect`."""
     max_redirects: Count = Field(default=5, ge=0, le=20)
     """Most redirects followed."""
+    honour_opt_outs: bool = True
+    """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "dlconsole (dataset downloader)"
     """What the worker calls itself; name a contact here."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
@@ -272,7 +291,9 @@ class FetchSettings(Section):
     ca_file: Folder | None = None
     """File of certificate authorities to trust for https; none: certifi's."""
     allow_networks: Networks = ()
-    """Networks that may be fetched from although they are not public."""
+    """Networks that may be fetched from although they are not public, on every port."""
+    allow_ports: Ports = (80, 443)
+    """Ports that may be fetched from."""
 
 
 class FeedSettings(Section):

@@ -35,11 +35,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--max-bytes", dest="fetch.max_bytes", metavar="SIZE", help="largest body (32MiB)")
     limits.add_argument("--max-redirects", dest="fetch.max_redirects", metavar="N", help="most redirects (5)")
     limits.add_argument(
+        "--min-rate",
+        dest="fetch.min_bytes_per_s",
+        metavar="SIZE",
+        help="slowest fetch that goes on, a second (512B); 0: none",
+    )
+    limits.add_argument(
+        "--max-headers", dest="fetch.max_header_bytes", metavar="SIZE", help="largest headers (64KiB)"
+    )
+    limits.add_argument(
+        "--allow-ports", dest="fetch.allow_ports", metavar="LIST", help="ports to fetch from (80,443)"
+    )
+    limits.add_argument(
         "--allow-network",
         dest="fetch.allow_networks",
         action="append",
         metavar="CIDR",
-        help="fetch also from this network, which is not public; may be given several times",
+        help="fetch also from this network, which is not public, on every port; may be given several times",
     )
     limits.add_argument("--proxy", dest="fetch.proxy", metavar="URL", help="forward proxy for every fetch")
     limits.add_argument(

@@ -25,34 +25,41 @@ ALLOWED = [
 
 @pytest.mark.parametrize("address", REFUSED)
 def test_what_is_not_global_unicast_is_refused(address: str) -> None:
-    assert not AddressGuard().allows(address)
+    assert AddressGuard().refusal(address, 80)
 
 
 @pytest.mark.parametrize("address", ALLOWED)
 def test_public_addresses_are_allowed(address: str) -> None:
-    assert AddressGuard().allows(address)
+    assert AddressGuard().refusal(address, 443) == ""
 
 
 def test_allow_networks_opens_only_what_it_names() -> None:
     guard = AddressGuard(["127.0.0.0/8", "fd00::/8"])
-    assert guard.allows("127.3.4.5")
-    assert guard.allows("::ffff:127.0.0.1")
-    assert guard.allows("fd12::1")
-    assert not guard.allows("10.0.0.1")
-    assert not guard.allows("::1")
+    assert guard.refusal("127.3.4.5", 80) == ""
+    assert guard.refusal("::ffff:127.0.0.1", 22) == ""
+    assert guard.refusal("fd12::1", 8080) == ""
+    assert guard.refusal("10.0.0.1", 80)
+    assert guard.refusal("::1", 80)
+
+
+def test_only_the_listed_ports_are_open() -> None:
+    assert "port 22" in AddressGuard().refusal("8.8.8.8", 22)
+    assert "port 8080" in AddressGuard().host_refusal("a.example", 8080)
+    assert AddressGuard(allow_ports=(8080,)).refusal("8.8.8.8", 8080) == ""
+    assert AddressGuard(allow_ports=(8080,)).refusal("8.8.8.8", 80)
 
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433",
-     "017700000001", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254", "10.0.0.1."],
+    ["localhost", "localhost.", "a.localhost", "127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433",
+     "017700000001", "::1", "::ffff:10.0.0.1", "169.254.169.254", "10.0.0.1."],
 )  # fmt: skip
 def test_behind_a_proxy_hosts_that_spell_a_refused_address_are_refused(host: str) -> None:
-    assert not AddressGuard().allows_host(host)
+    assert AddressGuard().host_refusal(host, 80)
 
 
 @pytest.mark.parametrize(
     "host", ["example.com", "face.cafe", "8.8.8.8", "dead.beef.example", "1e100.net", "abc"]
 )
 def test_behind_a_proxy_other_hosts_pass(host: str) -> None:
-    assert AddressGuard().allows_host(host)
+    assert AddressGuard().host_refusal(host, 80) == ""

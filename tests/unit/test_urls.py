@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pycurl
 import pytest
 
-from dlconsole.workers.fetch.urls import host_of, normalized
+from dlconsole.workers.fetch.urls import target_of
 
 
 @pytest.mark.parametrize(
@@ -29,28 +30,35 @@ from dlconsole.workers.fetch.urls import host_of, normalized
     ],
 )
 def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
-    assert normalized(given) == wanted
+    target = target_of(given)
+    assert target is not None
+    assert target.url == wanted
+    parts = urlsplit(wanted)
+    assert (target.host, target.port) == (
+        parts.hostname,
+        parts.port or {"http": 80, "https": 443}[parts.scheme],
+    )
 
 
 @pytest.mark.parametrize(
     "url",
     ["", "UNLIKELY", "ftp://a.example/x", "file:///etc/passwd", "javascript:alert(1)", "http://", "http:///x",
      "https://", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/",
-     "http://a%2Fb.example/", "http://a%00.example/", "http://%ff.example/", "http://a%40b/"],
+     "http://a%2Fb.example/", "http://a%00.example/", "http://%ff.example/", "http://a%40b/",
+     "http://a.example:0/", "http://a.example:65536/", "http://a.example:99999999/", "http://a.example:x/"],
 )  # fmt: skip
 def test_what_is_no_http_url_is_none(url: str) -> None:
-    assert normalized(url) is None
+    assert target_of(url) is None
 
 
 def test_every_real_url_is_taken_by_libcurl(shared_data: Path) -> None:
     handle = pycurl.Curl()
     refused = []
     for line in (shared_data / "urls/laion-10k.txt").read_text("utf-8").splitlines():
-        url = normalized(line)
-        if url is None:
+        target = target_of(line)
+        if target is None:
             refused.append(line)
             continue
-        handle.setopt(pycurl.URL, url)
-        assert host_of(url)
+        handle.setopt(pycurl.URL, target.url)
     handle.close()
     assert refused == ["UNLIKELY"]

@@ -1,4 +1,5 @@
-"""Which addresses may be fetched from: global unicast, and what `allow_networks` opens on purpose.
+"""Which addresses may be fetched from: global unicast, on the ports that the settings list, and what
+`allow_networks` opens on purpose, on every port.
 
 Checked on the address that is really connected to, so literal IPs, redirects and DNS rebinding
 cannot pass. Behind a proxy the proxy connects; there the URL's host is checked as far as it can be.
@@ -30,33 +31,39 @@ _UNSAFE: Final = tuple(
 
 
 class AddressGuard:
-    """Says whether an address may be connected to. `allow_networks` are CIDR texts, checked first."""
+    """Says why an address may not be connected to. `allow_networks` are CIDR texts, checked first."""
 
-    def __init__(self, allow_networks: Iterable[str] = ()) -> None:
+    def __init__(self, allow_networks: Iterable[str] = (), allow_ports: Iterable[int] = (80, 443)) -> None:
         self._allowed = tuple(ip_network(text, strict=False) for text in allow_networks)
-        self.allows = lru_cache(maxsize=16384)(self._allows)
+        self._ports = frozenset(allow_ports)
+        self.refusal = lru_cache(maxsize=16384)(self._refusal)
 
-    def _allows(self, text: str) -> bool:
-        """Whether the textual IP address (a zone id is ignored) is public or was opened."""
+    def _refusal(self, text: str, port: int) -> str:
+        """Why not to connect to the textual IP address (a zone id is ignored), or ''."""
         try:
             address = ip_address(text.partition("%")[0])
         except ValueError:
-            return False
+            return f"{text} is no address"
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         if any(address in network for network in self._allowed):
-            return True
-        return _is_global_unicast(address)
+            return ""
+        if not _is_global_unicast(address):
+            return f"{text} is not a public address"
+        return self._port_refusal(port)
 
-    def allows_host(self, host: str) -> bool:
-        """Whether a URL's host may go to a proxy: refused are literal addresses that `allows` refuses,
-        in every spelling that libcurl takes for one, and names that mean this machine.
+    def host_refusal(self, host: str, port: int) -> str:
+        """Why not to ask a proxy for a URL's host, or '': refused are literal addresses that `refusal`
+        refuses, in every spelling that libcurl takes for one, names that mean this machine, and ports.
         """
-        name = host.strip("[]").rstrip(".").lower()
+        name = host.rstrip(".")
         if name == "localhost" or name.endswith(".localhost"):
-            return self.allows("127.0.0.1")
+            return self.refusal("127.0.0.1", port)
         literal = _literal_address(name)
-        return literal is None or self.allows(literal)
+        return self._port_refusal(port) if literal is None else self.refusal(literal, port)
+
+    def _port_refusal(self, port: int) -> str:
+        return "" if port in self._ports else f"port {port} is not one of fetch.allow_ports"
 
 
 def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:

@@ -25,7 +25,8 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.engine import Fetched, Result
-from dlconsole.workers.fetch.urls import host_of, normalized
+from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
+from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 
 T = TypeVar("T")
@@ -75,12 +76,17 @@ class _Transfer(Generic[T]):
     """One easy handle with the fetch that it is running; used again for the next fetch."""
 
     __slots__ = (
+        "_agent",
+        "_max_header_bytes",
         "blocked",
         "body",
         "deadline",
         "discarded",
         "handle",
+        "headers",
+        "headers_left",
         "hops",
+        "opt_out",
         "refused",
         "sniffed",
         "token",
@@ -92,23 +98,42 @@ class _Transfer(Generic[T]):
         self.handle.transfer = self
         self.token: T | None = None
         self.url = ""
+        self._max_header_bytes = settings.max_header_bytes
+        self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
         self.hops = 0
         self.deadline = 0.0
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
+        self.handle.setopt(pycurl.HEADERFUNCTION, self.header)
         if not settings.proxy:
             self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
 
     def reset_answer(self) -> None:
         self.body = bytearray()
+        self.headers = bytearray()
+        self.headers_left = self._max_header_bytes
+        self.opt_out = ""
         self.sniffed = False
         self.refused = False
         self.discarded = 0
         self.blocked = ""
 
+    def header(self, line: bytes) -> int | None:
+        """libcurl's header callback, called for each line; -1 ends the transfer."""
+        self.headers_left -= len(line)
+        if self.headers_left < 0:
+            return -1
+        self.headers += line
+        if len(line) == 2 and self._agent is not None:  # the empty line behind them
+            self.opt_out = opt_out_of(self.headers, self._agent)
+            self.refused = bool(self.opt_out)
+        return None
+
     def write(self, data: bytes) -> int | None:
-        """libcurl's write callback. What does not begin as an image is not kept, and soon not read."""
+        """libcurl's write callback. What opts out or does not begin as an image is not kept, and soon not
+        read.
+        """
         if self.refused:
             self.discarded += len(data)
             return 0 if self.discarded > _DISCARD_BYTES else None
@@ -124,9 +149,9 @@ class _Transfer(Generic[T]):
 
     def _socket_opener(self, guard: AddressGuard) -> Callable[[int, Any], Any]:
         def open_socket(_purpose: int, address: Any) -> Any:
-            ip = address.addr[0]
-            if not guard.allows(ip if isinstance(ip, str) else ip.decode()):
-                self.blocked = str(ip)
+            ip, port = address.addr[:2]
+            self.blocked = guard.refusal(ip if isinstance(ip, str) else ip.decode(), port)
+            if self.blocked:
                 return pycurl.SOCKET_BAD
             return _Descriptor(socket.socket(address.family, address.socktype, address.protocol).detach())
 
@@ -142,7 +167,10 @@ def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, _ms(settings.connect_timeout_s))
     handle.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
     handle.setopt(pycurl.USERAGENT, settings.user_agent)
-    handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.5"])
+    handle.setopt(pycurl.LOW_SPEED_LIMIT, settings.min_bytes_per_s)
+    handle.setopt(pycurl.LOW_SPEED_TIME, round(settings.min_rate_window_s))
+    # Nothing is unpacked here: what comes packed all the same does not begin as a picture does.
+    handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"])
     handle.setopt(pycurl.CAINFO, str(settings.ca_file or certifi.where()))
     # An empty text, unlike none at all, also switches off what the environment's variables say.
     handle.setopt(pycurl.PROXY, settings.proxy)
@@ -166,7 +194,7 @@ class CurlEngine(Generic[T]):
             except OSError as error:  # SSLError is one
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self._settings = settings
-        self._guard = AddressGuard(settings.allow_networks)
+        self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         self._multi = pycurl.CurlMulti()
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -251,18 +279,20 @@ class CurlEngine(Generic[T]):
 
     def _begin(self, transfer: _Transfer[T], url: str) -> Failure | None:
         """Add the transfer's handle for `url`, unless the URL, or its host behind a proxy, is refused."""
-        target = normalized(url)
+        target = target_of(url)
         if target is None:
             return Failure(FailureKind.BAD_TASK, "not an http or https URL")
-        if self._settings.proxy and not self._guard.allows_host(host_of(target)):
-            return Failure(FailureKind.BLOCKED_ADDRESS, f"{host_of(target)} is not a public address")
+        if self._settings.proxy:
+            refusal = self._guard.host_refusal(target.host, target.port)
+            if refusal:
+                return Failure(FailureKind.BLOCKED_ADDRESS, refusal)
         left_s = transfer.deadline - time.monotonic()
         if left_s <= 0:
             return Failure(FailureKind.TIMEOUT, f"no answer within {self._settings.deadline_s:g} s")
-        transfer.url = target
+        transfer.url = target.url
         transfer.reset_answer()
         try:
-            transfer.handle.setopt(pycurl.URL, target)
+            transfer.handle.setopt(pycurl.URL, target.url)
             transfer.handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
             self._multi.add_handle(transfer.handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
@@ -309,6 +339,8 @@ class CurlEngine(Generic[T]):
         handle = transfer.handle
         status = handle.getinfo(pycurl.RESPONSE_CODE)
         if status == 200:
+            if transfer.opt_out:
+                return Failure(FailureKind.OPT_OUT, transfer.opt_out, status)
             if transfer.refused:
                 return not_image(transfer.body)
             return Fetched(transfer.url, status, transfer.body)
@@ -324,9 +356,13 @@ class CurlEngine(Generic[T]):
 
     def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Fetched | Failure | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
-            return Failure(FailureKind.BLOCKED_ADDRESS, f"{transfer.blocked} is not a public address")
+            return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         if code == pycurl.E_WRITE_ERROR and transfer.refused:  # enough of an error page was read
             return self._answer(transfer)
+        if code == pycurl.E_WRITE_ERROR and transfer.headers_left < 0:
+            return Failure(
+                FailureKind.CONNECT, f"more than {self._settings.max_header_bytes} bytes of headers"
+            )
         kind = _KINDS.get(code, FailureKind.CONNECT)
         status = transfer.handle.getinfo(pycurl.RESPONSE_CODE) or None
         return Failure(kind, message or f"libcurl error {code}", status)

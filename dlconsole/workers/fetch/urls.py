@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-_PLAIN: Final = re.compile(r"https?://[!$&-.0-9;=A-Z_a-z~:]+(?:[/?#][!-~]*)?", re.IGNORECASE)
+_PLAIN: Final = re.compile(
+    r"(https?)://([!$&-.0-9;=A-Z_a-z~]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE
+)
 _HOST: Final = re.compile(r"[A-Za-z0-9._\-]+")
 _KEEP: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
-def normalized(url: str) -> str | None:
+class Target(NamedTuple):
+    """A URL to fetch: in ASCII, with the host (lower case, no brackets) and port that it means."""
+
+    url: str
+    host: str
+    port: int
+
+
+def target_of(url: str) -> Target | None:
     """`url` in ASCII: spaces and non-ASCII characters percent-encoded as UTF-8, the host as IDNA.
 
     None for what is no http(s) URL.
     """
-    if _PLAIN.fullmatch(url):
-        return url
+    plain = _PLAIN.fullmatch(url)
+    if plain is not None:
+        scheme, host, port = plain.groups()
+    else:
+        encoded = _encoded(url)
+        if encoded is None:
+            return None
+        url = encoded
+        try:
+            parts = urlsplit(url)
+            scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        except ValueError:
+            return None
+    number = int(port) if port else 443 if len(scheme) == 5 else 80
+    return Target(url, host.lower(), number) if host and 0 < number < 65536 else None
+
+
+def _encoded(url: str) -> str | None:
     try:
         parts = urlsplit(url.strip())
         host = parts.hostname
@@ -32,14 +58,6 @@ def normalized(url: str) -> str | None:
         return None
     quoted = [quote(part, safe=_KEEP) for part in (parts.path, parts.query, parts.fragment)]
     return urlunsplit((parts.scheme, parts.netloc, *quoted))
-
-
-def host_of(url: str) -> str:
-    """The host of a normalized URL, lower case, without port; empty where there is none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 def _plain_host(host: str) -> str:

@@ -1,0 +1,49 @@
+"""Whether an answer's headers say that its picture is not to be collected.
+
+`X-Robots-Tag` as Google documents it ("Robots meta tag, data-nosnippet, and X-Robots-Tag
+specifications"), with the directives against machine learning that image hosts added to it, and the
+TDM Reservation Protocol (W3C community group report, 2024), `tdm-reservation: 1`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_REFUSING: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+_VALUED: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+"""Directives with a value behind a colon, which is no user-agent token."""
+_HEADER: Final = re.compile(
+    rb"^(x-robots-tag|tdm-reservation)[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE
+)
+
+
+def opt_out_of(headers: bytes | bytearray, agent: str) -> str:
+    """The header line that opts out, as `name: value`, or ''. `headers` are an answer's header lines as
+    they came; `agent` is our user-agent token, in lower case: what is meant for others does not count.
+    """
+    for match in _HEADER.finditer(headers):
+        name, value = match[1].decode().lower(), match[2].decode("latin-1").strip()
+        opts_out = value == "1" if name == "tdm-reservation" else _robots_refuse(value, agent)
+        if opts_out:
+            return f"{name}: {value[:200]}"
+    return ""
+
+
+def agent_token(user_agent: str) -> str:
+    """The token that a User-Agent is addressed by: its first product, without version."""
+    return re.split(r"[/\s;(]", user_agent.strip(), maxsplit=1)[0].lower()
+
+
+def _robots_refuse(value: str, agent: str) -> bool:
+    """A token counts for the directives behind it, up to the next token; before the first, all are meant."""
+    meant = True
+    for part in value.lower().split(","):
+        token, colon, directive = part.partition(":")
+        if colon and token.strip() not in _VALUED:
+            meant = token.strip() in {agent, "*"}
+        else:
+            directive = token
+        if meant and directive.strip() in _REFUSING:
+            return True
+    return False
