@@ -55,6 +55,7 @@ TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 IP_RULE: Final = "an address such as '10.1.2.3'"
 NETWORK_RULE: Final = "a network such as '10.0.0.0/8' or 'fd00::/8'"
+RESOLVER_RULE: Final = "an address with or without port, such as '10.0.0.2' or '[fd00::2]:53'"
 PORTS_RULE: Final = "a list of ports, 1 to 65535, such as '80,443,8080'"
 
 
@@ -145,6 +146,28 @@ def _check_network(text: str) -> str:
         raise ValueError(f"expected {NETWORK_RULE}") from None
 
 
+def _split_resolvers(value: object) -> object:
+    return _split_list(value)
+
+
+def _check_resolver(text: str) -> str:
+    """As c-ares takes it: `1.2.3.4`, `1.2.3.4:53`, `[2001:db8::1]:53`."""
+    host, colon, port = text, "", ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+    elif text.count(":") == 1:
+        host, colon, port = text.partition(":")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        raise ValueError(f"expected {RESOLVER_RULE}") from None
+    if colon != ("" if not port else ":") or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise ValueError(f"expected {RESOLVER_RULE}")
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    return f"{shown}:{port or 53}"
+
+
 def _split_ports(value: object) -> list[int]:
     ports = _split_list(value)
     texts = [str(port) for port in ports] if isinstance(ports, (list, tuple)) else [str(ports)]
@@ -175,6 +198,7 @@ _RULES: Final[dict[object, str]] = {
     _check_user_agent: USER_AGENT_RULE,
     _check_ip: IP_RULE,
     _split_list: f"a list, each {NETWORK_RULE}",
+    _split_resolvers: f"a list, each {RESOLVER_RULE}",
     _split_ports: PORTS_RULE,
 }
 """What each check takes, for messages and for the list of settings."""
@@ -187,6 +211,9 @@ RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Dataset = Annotated[str, AfterValidator(_check_dataset)]
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
+]
+Resolvers = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_resolver)], ...], NoDecode, BeforeValidator(_split_resolvers)
 ]
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_ports)]
 
@@ -296,6 +323,23 @@ class FetchSettings(Section):
     """Ports that may be fetched from."""
 
 
+class DnsSettings(Section):
+    """`[dns]`: how names are looked up."""
+
+    resolvers: Resolvers = ()
+    """Servers to ask, `HOST` or `HOST:PORT`; none: those of this host's resolv.conf."""
+    timeout_s: Seconds = Field(default=5.0, gt=0, le=60)
+    """Limit on one lookup, with all its tries."""
+    lookups: Count = Field(default=1000, ge=1, le=20_000)
+    """Most names looked up at once."""
+    min_ttl_s: Seconds = Field(default=60.0, ge=0, le=86_400)
+    """How long a found address is used at least, whatever the answer allows."""
+    max_ttl_s: Seconds = Field(default=3600.0, ge=0, le=86_400)
+    """How long a found address is used at most."""
+    negative_ttl_s: Seconds = Field(default=120.0, ge=0, le=86_400)
+    """How long a name that was not found is not asked for again."""
+
+
 class FeedSettings(Section):
     """`[feed]`: URL lists to tasks."""
 
@@ -367,6 +411,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
+    dns: DnsSettings = DnsSettings()
     feed: FeedSettings = Field(default_factory=FeedSettings)  # as the worker's
     errors: ErrorsSettings = Field(default_factory=ErrorsSettings)  # as the worker's
     console: ConsoleSettings = ConsoleSettings()

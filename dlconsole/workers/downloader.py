@@ -18,6 +18,7 @@ from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched
+from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.files import Place, Store, place_of
 from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.images import is_whole, not_image, sniff
@@ -31,13 +32,12 @@ _CLOSE_S: Final = 5.0
 class _Item:
     """A task under way: what was claimed, where its image goes, and in which session."""
 
-    __slots__ = ("claimed", "epoch", "place", "url")
+    __slots__ = ("claimed", "epoch", "place")
 
-    def __init__(self, claimed: Claimed, epoch: int, place: Place, url: str) -> None:
+    def __init__(self, claimed: Claimed, epoch: int, place: Place) -> None:
         self.claimed = claimed
         self.epoch = epoch
         self.place = place
-        self.url = url
 
 
 class Downloader:
@@ -48,7 +48,7 @@ class Downloader:
         self._settings = settings
         self._log = log
         self._store = Store(settings.worker.store_dir)
-        self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.worker.concurrency)
+        self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
         self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency)
         self._courier = Courier(
             settings,
@@ -143,9 +143,11 @@ class Downloader:
         except BadPathError as error:
             self._report(claimed, self._epoch, Failure(FailureKind.BAD_PATH, str(error)))
             return
-        refused = self._engine.start(_Item(claimed, self._epoch, place, task.img_url), task.img_url)
-        if refused is not None:
-            self._report(claimed, self._epoch, refused)
+        target = target_of(task.img_url)
+        if target is None:
+            self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not an http or https URL"))
+            return
+        self._engine.start(_Item(claimed, self._epoch, place), target)
 
     def _settle(self, item: _Item, fetched: Fetched | Failure) -> None:
         """Check and store what came; a store that fails is no fault of the task, which waits for it."""

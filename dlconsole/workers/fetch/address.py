@@ -66,6 +66,11 @@ class AddressGuard:
         return "" if port in self._ports else f"port {port} is not one of fetch.allow_ports"
 
 
+def is_address(host: str) -> bool:
+    """Whether a URL's host spells an address, so that there is nothing to look up."""
+    return _literal_address(host.rstrip(".")) is not None
+
+
 def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved:
         return False

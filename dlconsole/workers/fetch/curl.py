@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -22,11 +23,12 @@ import pycurl
 
 from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
-from dlconsole.settings import FetchSettings
-from dlconsole.workers.fetch.address import AddressGuard
+from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.fetch.address import AddressGuard, is_address
+from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, Result
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
-from dlconsole.workers.fetch.urls import target_of
+from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 
 T = TypeVar("T")
@@ -72,37 +74,44 @@ class _Descriptor:
         return self._fd
 
 
+class _Fetch(Generic[T]):
+    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took."""
+
+    __slots__ = ("addresses", "deadline", "hops", "target", "token")
+
+    def __init__(self, token: T, target: Target, deadline: float) -> None:
+        self.token = token
+        self.target = target
+        self.addresses: tuple[str, ...] = ()
+        self.deadline = deadline
+        self.hops = 0
+
+
 class _Transfer(Generic[T]):
-    """One easy handle with the fetch that it is running; used again for the next fetch."""
+    """One easy handle with the fetch that it is running, if any; used again for the next."""
 
     __slots__ = (
         "_agent",
         "_max_header_bytes",
         "blocked",
         "body",
-        "deadline",
         "discarded",
+        "fetch",
         "handle",
         "headers",
         "headers_left",
-        "hops",
         "opt_out",
         "refused",
         "sniffed",
-        "token",
-        "url",
     )
 
     def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
         self.handle = pycurl.Curl()
         self.handle.transfer = self
-        self.token: T | None = None
-        self.url = ""
+        self.fetch: _Fetch[T] | None = None
         self._max_header_bytes = settings.max_header_bytes
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
-        self.hops = 0
-        self.deadline = 0.0
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
         self.handle.setopt(pycurl.HEADERFUNCTION, self.header)
@@ -184,9 +193,9 @@ def _ms(seconds: float) -> int:
 class CurlEngine(Generic[T]):
     """See `Engine`. Owns `concurrency` easy handles and one multi handle."""
 
-    def __init__(self, settings: FetchSettings, concurrency: int) -> None:
-        """Raises ConfigError where the file of certificate authorities cannot be read: with it every
-        https task would fail.
+    def __init__(self, settings: FetchSettings, dns: DnsSettings, concurrency: int) -> None:
+        """Raises ConfigError where the file of certificate authorities cannot be read (with it every https
+        task would fail), or a resolver cannot be used.
         """
         if settings.ca_file is not None:
             try:
@@ -199,6 +208,12 @@ class CurlEngine(Generic[T]):
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._resolver = Resolver(dns, self._epoll)
+        self._most_lookups = dns.lookups
+        self._looked_up: dict[str, list[_Fetch[T]]] = {}
+        self._looking_up = 0
+        self._ready: deque[_Fetch[T]] = deque()
+        self._ended: list[Result[T]] = []
         self._timer_at: float | None = None
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
@@ -209,33 +224,33 @@ class CurlEngine(Generic[T]):
 
     @property
     def free(self) -> int:
-        """How many more fetches can be started now."""
-        return len(self._idle)
+        """How many more fetches can be started now. Those whose host is being looked up need no handle
+        yet, so that dead domains hold up nothing but themselves.
+        """
+        if self._looking_up >= self._most_lookups:
+            return 0
+        return max(0, len(self._idle) - len(self._ready))
 
     @property
     def running(self) -> int:
-        """How many fetches are under way."""
-        return len(self._all) - len(self._idle)
+        """How many fetches are under way, those included whose host is being looked up."""
+        return len(self._all) - len(self._idle) + len(self._ready) + self._looking_up
 
-    def start(self, token: T, url: str) -> Failure | None:
-        """Begin one fetch; a Failure at once where the URL is refused."""
-        transfer = self._idle[-1]
-        transfer.deadline = time.monotonic() + self._settings.deadline_s
-        transfer.hops = 0
-        failure = self._begin(transfer, url)
-        if failure is None:
-            transfer.token = token
-            self._idle.pop()
-        return failure
+    def start(self, token: T, target: Target) -> None:
+        """Begin one fetch, whose outcome `poll` gives."""
+        self._look_up(_Fetch(token, target, time.monotonic() + self._settings.deadline_s))
+        self._launch()
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
-        if self._timer_at is not None:
-            timeout_s = min(timeout_s, max(0.0, self._timer_at - time.monotonic()))
+        dns_due_at = self._dns_due_at()
         action = self._multi.socket_action
-        for fd, events in self._epoll.poll(timeout_s, _MAX_EVENTS):
+        for fd, events in self._epoll.poll(self._wait_s(timeout_s, dns_due_at), _MAX_EVENTS):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
+                continue
+            if fd in self._resolver.fds:
+                self._resolver.process(fd, events)
                 continue
             if fd in self._idle_fds:
                 self._forget_idle(fd)
@@ -247,7 +262,23 @@ class CurlEngine(Generic[T]):
         if self._timer_at is not None and time.monotonic() >= self._timer_at:
             self._timer_at = None
             action(pycurl.SOCKET_TIMEOUT, 0)
-        return self._collect()
+        if dns_due_at is not None:
+            if time.monotonic() >= dns_due_at:
+                self._resolver.tick()
+            self._take_found()
+        self._collect()
+        self._launch()
+        return self._take_ended()
+
+    def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
+        if self._ended:
+            return 0.0
+        due_at = min((at for at in (self._timer_at, dns_due_at) if at is not None), default=None)
+        return timeout_s if due_at is None else min(timeout_s, max(0.0, due_at - time.monotonic()))
+
+    def _dns_due_at(self) -> float | None:
+        due_in_s = self._resolver.due_in_s
+        return None if due_in_s is None else time.monotonic() + due_in_s
 
     def wake(self) -> None:
         """End a `poll` that waits; other threads and signal handlers may call this, also too late."""
@@ -256,15 +287,17 @@ class CurlEngine(Generic[T]):
 
     def cancel_all(self) -> list[T]:
         """Drop every running fetch; their tokens."""
-        idle = set(map(id, self._idle))
-        running = [transfer for transfer in self._all if id(transfer) not in idle]
-        tokens = []
-        for transfer in running:
-            if transfer.token is not None:
-                tokens.append(transfer.token)
-            self._multi.remove_handle(transfer.handle)
-            self._release(transfer)
-        return tokens
+        dropped = [fetch for waiting in self._looked_up.values() for fetch in waiting]
+        dropped += self._ready
+        self._looked_up.clear()
+        self._looking_up = 0
+        self._ready.clear()
+        for transfer in self._all:
+            if transfer.fetch is not None:
+                dropped.append(transfer.fetch)
+                self._multi.remove_handle(transfer.handle)
+                self._release(transfer)
+        return [fetch.token for fetch in dropped] + [ended.token for ended in self._take_ended()]
 
     def close(self) -> None:
         """Free every resource."""
@@ -273,67 +306,112 @@ class CurlEngine(Generic[T]):
             transfer.handle.close()
             del transfer.handle.transfer  # breaks the cycle
         self._multi.close()
+        self._resolver.close()
         self._epoll.close()
         wake_fd, self._wake_fd = self._wake_fd, -1
         os.close(wake_fd)
 
-    def _begin(self, transfer: _Transfer[T], url: str) -> Failure | None:
-        """Add the transfer's handle for `url`, unless the URL, or its host behind a proxy, is refused."""
-        target = target_of(url)
-        if target is None:
-            return Failure(FailureKind.BAD_TASK, "not an http or https URL")
+    def _take_ended(self) -> list[Result[T]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _look_up(self, fetch: _Fetch[T]) -> None:
+        """Go on with a fetch once its host's addresses are known."""
+        name = fetch.target.host
         if self._settings.proxy:
-            refusal = self._guard.host_refusal(target.host, target.port)
+            refusal = self._guard.host_refusal(name, fetch.target.port)
             if refusal:
-                return Failure(FailureKind.BLOCKED_ADDRESS, refusal)
-        left_s = transfer.deadline - time.monotonic()
+                self._end(fetch, Failure(FailureKind.BLOCKED_ADDRESS, refusal))
+            else:
+                self._ready.append(fetch)
+        elif is_address(name):
+            self._ready.append(fetch)
+        else:
+            answer = self._resolver.resolve(name)
+            if answer is None:
+                self._looked_up.setdefault(name, []).append(fetch)
+                self._looking_up += 1
+            else:
+                self._use(fetch, answer)
+
+    def _take_found(self) -> None:
+        for name, answer in self._resolver.take_found():
+            for fetch in self._looked_up.pop(name, ()):
+                self._looking_up -= 1
+                self._use(fetch, answer)
+
+    def _use(self, fetch: _Fetch[T], answer: Answer) -> None:
+        if answer.failure is not None:
+            self._end(fetch, answer.failure)
+        else:
+            fetch.addresses = answer.addresses
+            self._ready.append(fetch)
+
+    def _launch(self) -> None:
+        """Give the fetches that are ready a handle each, as far as there are any."""
+        while self._ready and self._idle:
+            fetch = self._ready.popleft()
+            failure = self._begin(self._idle[-1], fetch)
+            if failure is not None:
+                self._end(fetch, failure)
+            else:
+                self._idle.pop()
+
+    def _begin(self, transfer: _Transfer[T], fetch: _Fetch[T]) -> Failure | None:
+        left_s = fetch.deadline - time.monotonic()
         if left_s <= 0:
             return Failure(FailureKind.TIMEOUT, f"no answer within {self._settings.deadline_s:g} s")
-        transfer.url = target.url
         transfer.reset_answer()
+        target, handle = fetch.target, transfer.handle
         try:
-            transfer.handle.setopt(pycurl.URL, target.url)
-            transfer.handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
-            self._multi.add_handle(transfer.handle)
+            handle.setopt(pycurl.URL, target.url)
+            handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
+            # What libcurl would look up itself is told to it, until it wants to forget it (`+`).
+            known = [f"+{target.host}:{target.port}:{','.join(fetch.addresses)}"] if fetch.addresses else []
+            handle.setopt(pycurl.RESOLVE, known)
+            self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
+        transfer.fetch = fetch
         return None
 
-    def _collect(self) -> list[Result[T]]:
-        results: list[Result[T]] = []
-        while True:
+    def _collect(self) -> None:
+        left = 1
+        while left:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
-                self._finish(handle.transfer, self._answer(handle.transfer), results)
+                self._finish(handle.transfer, self._answer(handle.transfer))
             for handle, code, message in failed:
-                self._finish(handle.transfer, self._failure(handle.transfer, code, message), results)
-            if not left:
-                return results
+                self._finish(handle.transfer, self._failure(handle.transfer, code, message))
 
-    def _finish(
-        self, transfer: _Transfer[T], outcome: Fetched | Failure | str, results: list[Result[T]]
-    ) -> None:
+    def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
         """Hand out the outcome and free the handle; text is a redirect's target: go on with it."""
         self._multi.remove_handle(transfer.handle)
-        if isinstance(outcome, str):
-            refused = self._hop(transfer, outcome)
-            if refused is None:
-                return
-            outcome = refused
-        token = transfer.token
+        fetch = transfer.fetch
         self._release(transfer)
-        if token is not None:
-            results.append(Result(token, outcome))
+        if fetch is None:
+            return
+        if isinstance(outcome, str):
+            self._hop(fetch, outcome)
+        else:
+            self._end(fetch, outcome)
 
-    def _hop(self, transfer: _Transfer[T], target: str) -> Failure | None:
-        transfer.hops += 1
-        if transfer.hops > self._settings.max_redirects:
-            return Failure(FailureKind.REDIRECTS, f"more than {self._settings.max_redirects} redirects")
-        failure = self._begin(transfer, target)
-        if failure is not None and failure.kind is FailureKind.BAD_TASK:
-            scheme = urlsplit(target).scheme[:20] if "://" in target[:30] else "?"
-            return Failure(FailureKind.REDIRECTS, f"redirected to what is no http URL ({scheme}:)")
-        return failure
+    def _hop(self, fetch: _Fetch[T], url: str) -> None:
+        fetch.hops += 1
+        target = target_of(url)
+        if fetch.hops > self._settings.max_redirects:
+            most = self._settings.max_redirects
+            self._end(fetch, Failure(FailureKind.REDIRECTS, f"more than {most} redirects"))
+        elif target is None:
+            scheme = urlsplit(url).scheme[:20] if "://" in url[:30] else "?"
+            message = f"redirected to what is no http URL ({scheme}:)"
+            self._end(fetch, Failure(FailureKind.REDIRECTS, message))
+        else:
+            fetch.target, fetch.addresses = target, ()
+            self._look_up(fetch)
+
+    def _end(self, fetch: _Fetch[T], outcome: Fetched | Failure) -> None:
+        self._ended.append(Result(fetch.token, outcome))
 
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
         handle = transfer.handle
@@ -343,7 +421,8 @@ class CurlEngine(Generic[T]):
                 return Failure(FailureKind.OPT_OUT, transfer.opt_out, status)
             if transfer.refused:
                 return not_image(transfer.body)
-            return Fetched(transfer.url, status, transfer.body)
+            assert transfer.fetch is not None
+            return Fetched(transfer.fetch.target.url, status, transfer.body)
         if 300 <= status < 400:
             target = handle.getinfo(pycurl.REDIRECT_URL)
             if target:
@@ -368,7 +447,7 @@ class CurlEngine(Generic[T]):
         return Failure(kind, message or f"libcurl error {code}", status)
 
     def _release(self, transfer: _Transfer[T]) -> None:
-        transfer.token = None
+        transfer.fetch = None
         transfer.body = bytearray()
         self._idle.append(transfer)
 

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from dlconsole.model import Failure
+from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
 
@@ -35,10 +36,10 @@ class Engine(Protocol[T]):
 
     @property
     def running(self) -> int:
-        """How many fetches are under way."""
+        """How many fetches are under way, those included whose host is being looked up."""
 
-    def start(self, token: T, url: str) -> Failure | None:
-        """Begin one fetch; a Failure at once where the URL is refused. Needs `free` > 0."""
+    def start(self, token: T, target: Target) -> None:
+        """Begin one fetch, whose outcome `poll` gives. Needs `free` > 0."""
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
