@@ -50,6 +50,7 @@ class Resolver:
         """Raises ConfigError where a resolver of the settings cannot be used."""
         self.fds: set[int] = set()
         self._settings = settings
+        self._closed = False
         self._epoll = epoll
         self._known: OrderedDict[str, Answer] = OrderedDict()
         self._asked: dict[str, float] = {}
@@ -121,10 +122,14 @@ class Resolver:
 
     def close(self) -> None:
         """Drop every lookup."""
+        self._closed = True
+        self._asked.clear()
         self._channel.close()
 
     def _on_answer(self, name: str, result: Any, error: int | None) -> None:
         """c-ares's callback; for a name that was given up meanwhile it still says what it knows."""
+        if self._closed:
+            return
         if error is not None:
             if name in self._asked:
                 self._fail(name, _words(error))
@@ -152,7 +157,11 @@ class Resolver:
             self._known.popitem(last=False)
 
     def _on_socket_state(self, fd: int, readable: bool, writable: bool) -> None:
-        """c-ares says which events of a descriptor it waits for; none: it is about to close it."""
+        """c-ares says which events of a descriptor it waits for; none: it is about to close it. A closed
+        channel is taken down by a thread of pycares, when the epoll is no more.
+        """
+        if self._closed:
+            return
         events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
         if not events:
             self.fds.discard(fd)

@@ -1,0 +1,212 @@
+"""Names are looked up side by side, remembered within bounds, and given up in time."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from dns_server import NXDOMAIN, SERVFAIL, NameServer, Reply
+
+from dlconsole.demo.web import SimulatedWeb
+from dlconsole.errors import ConfigError
+from dlconsole.model import Failure, FailureKind
+from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.fetch.curl import CurlEngine
+from dlconsole.workers.fetch.dns import Answer, Resolver
+from dlconsole.workers.fetch.engine import Fetched
+from dlconsole.workers.fetch.urls import target_of
+
+
+class Looker:
+    """Drives a resolver as the engine does."""
+
+    def __init__(self, server: NameServer, **settings: object) -> None:
+        self.epoll = select.epoll()
+        values = {"resolvers": [server.address], "timeout_s": 2, "min_ttl_s": 0} | settings
+        self.resolver = Resolver(DnsSettings.model_validate(values), self.epoll)
+
+    def look_up(self, *names: str, within_s: float = 20) -> dict[str, Answer]:
+        found = {name: answer for name in names if (answer := self.resolver.resolve(name))}
+        until = time.monotonic() + within_s
+        while len(found) < len(names):
+            assert time.monotonic() < until
+            due_s = self.resolver.due_in_s
+            for fd, events in self.epoll.poll(0.05 if due_s is None else min(due_s, 0.05)):
+                self.resolver.process(fd, events)
+            self.resolver.tick()
+            found |= dict(self.resolver.take_found())
+        return found
+
+    def close(self) -> None:
+        self.resolver.close()
+        self.epoll.close()
+
+
+@pytest.fixture
+def looker() -> Iterator[Callable[..., Looker]]:
+    opened: list[Looker] = []
+
+    def start(server: NameServer, **settings: object) -> Looker:
+        opened.append(Looker(server, **settings))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def good(*addresses: str, ttl_s: int = 300) -> Callable[[str], Reply]:
+    return lambda _name: Reply(addresses, ttl_s)
+
+
+def test_addresses_of_both_families_come_as_libcurl_takes_them(looker: Callable[..., Looker]) -> None:
+    with NameServer(good("192.0.2.7", "192.0.2.8", "2001:db8::1")) as server:
+        found = looker(server).look_up("a.test")
+    addresses = found["a.test"].addresses
+    assert {"192.0.2.7", "192.0.2.8"} <= set(addresses) <= {"192.0.2.7", "192.0.2.8", "[2001:db8::1]"}
+
+
+def test_a_thousand_dead_names_hold_up_no_other(looker: Callable[..., Looker]) -> None:
+    def answer(name: str) -> Reply | None:
+        return None if name.startswith("dead") else Reply(("192.0.2.1",))
+
+    with NameServer(answer) as server:
+        look = looker(server, lookups=2000, timeout_s=30)
+        for i in range(1000):
+            look.resolver.resolve(f"dead{i}.test")
+        started = time.monotonic()
+        found = {}
+        for i in range(100):
+            found |= look.look_up(f"good{i}.test")
+        assert time.monotonic() - started < 25  # one after the other, in a fraction of one dead name's time
+    assert all(found[f"good{i}.test"].addresses for i in range(100))
+    assert look.resolver.pending > 0
+
+
+def test_a_name_is_asked_for_once_while_its_answer_holds(looker: Callable[..., Looker]) -> None:
+    with NameServer(good("192.0.2.1", ttl_s=0)) as server:
+        look = looker(server, min_ttl_s=60)
+        look.look_up("a.test")
+        assert look.resolver.resolve("a.test") is not None
+        assert server.asked["a.test"] == 1
+        fleeting = looker(server, max_ttl_s=0)
+        fleeting.look_up("a.test")
+        assert fleeting.resolver.resolve("a.test") is None
+        fleeting.look_up("a.test")
+
+
+def test_what_is_not_found_is_remembered_too(looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda _: Reply(code=NXDOMAIN)) as server:
+        look = looker(server, negative_ttl_s=60)
+        answer = look.look_up("a.test")["a.test"]
+        assert answer.failure is not None and answer.failure.kind is FailureKind.DNS
+        asked = server.asked["a.test"]
+        assert look.resolver.resolve("a.test") == answer
+        assert server.asked["a.test"] == asked
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(code=SERVFAIL), Reply(code=NXDOMAIN), Reply(code=5), Reply(()), None], ids=str
+)
+def test_each_way_not_to_answer_is_a_dns_failure_in_time(
+    reply: Reply | None, looker: Callable[..., Looker]
+) -> None:
+    with NameServer(lambda _: reply) as server:
+        started = time.monotonic()
+        answer = looker(server, timeout_s=1).look_up("a.test")["a.test"]
+        assert time.monotonic() - started < 10
+    assert isinstance(answer.failure, Failure)
+    assert answer.failure.kind is FailureKind.DNS
+    assert answer.failure.message.startswith("a.test: ")
+
+
+def test_names_of_the_hosts_file_need_no_server(looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda _: None) as server:
+        look = looker(server)
+        answer = look.resolver.resolve("localhost") or look.look_up("localhost")["localhost"]
+    assert set(answer.addresses) <= {"127.0.0.1", "[::1]"} and answer.addresses
+
+
+@pytest.mark.parametrize("name", ["a" * 64 + ".test", ".".join(["a" * 60] * 5), "a..test", "-.test"])
+def test_names_that_are_none_fail_as_any_other(name: str, looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda _: Reply(code=NXDOMAIN)) as server:
+        answer = looker(server).look_up(name)[name]
+    assert answer.failure is not None
+
+
+def test_a_resolver_that_is_none_is_refused() -> None:
+    epoll = select.epoll()
+    with pytest.raises((ConfigError, ValueError)):
+        Resolver(DnsSettings.model_validate({"resolvers": ["nonsense"]}), epoll)
+    epoll.close()
+
+
+def fetch(engine: CurlEngine[int], *urls: str) -> list[Fetched | Failure]:
+    """What comes of each, in order."""
+    outcomes: dict[int, Fetched | Failure] = {}
+    for number, url in enumerate(urls):
+        target = target_of(url)
+        assert target is not None
+        engine.start(number, target)
+    until = time.monotonic() + 30
+    while len(outcomes) < len(urls):
+        assert time.monotonic() < until
+        outcomes |= {result.token: result.outcome for result in engine.poll(0.1)}
+    return [outcomes[number] for number in range(len(urls))]
+
+
+@pytest.fixture
+def engine() -> Iterator[Callable[..., CurlEngine[int]]]:
+    opened: list[CurlEngine[int]] = []
+
+    def start(server: NameServer, **dns: object) -> CurlEngine[int]:
+        settings = DnsSettings.model_validate({"resolvers": [server.address], "timeout_s": 2} | dns)
+        fetching = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=10)
+        opened.append(CurlEngine(fetching, settings, 4))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_a_name_that_turns_to_a_private_address_is_refused(
+    engine: Callable[..., CurlEngine[int]], web: SimulatedWeb
+) -> None:
+    """DNS rebinding: the address is checked at each connection, not the name once."""
+    turns = {"a.test": [Reply(("127.0.0.1",), 0), Reply(("10.0.0.1",), 0)]}
+
+    def answer(name: str) -> Reply | None:
+        # A and AAAA are asked for side by side: the second round begins with the second A.
+        return turns[name][min(1, max(0, server.asked[name] - 1))]
+
+    with NameServer(answer) as server:
+        one = engine(server, min_ttl_s=0, max_ttl_s=0)
+        port = web.address.rpartition(":")[2]
+        (first,) = fetch(one, f"http://a.test:{port}/as/reset/1")  # so that no connection is used again
+        (second,) = fetch(one, f"http://a.test:{port}/as/good/2")
+    assert isinstance(first, Failure) and first.kind is FailureKind.CONNECT
+    assert isinstance(second, Failure) and second.kind is FailureKind.BLOCKED_ADDRESS
+
+
+def test_dead_names_hold_no_slot(engine: Callable[..., CurlEngine[int]], web: SimulatedWeb) -> None:
+    """Four handles, and forty names that nobody answers for."""
+
+    def answer(name: str) -> Reply | None:
+        return None if name.startswith("dead") else Reply(("127.0.0.1",))
+
+    with NameServer(answer) as server:
+        one = engine(server, timeout_s=10)
+        port = web.address.rpartition(":")[2]
+        for i in range(40):
+            assert one.free
+            target = target_of(f"http://dead{i}.test:{port}/x")
+            assert target is not None
+            one.start(1000 + i, target)
+        outcomes = fetch(one, *(f"http://good{i}.test:{port}/as/good/{i}" for i in range(4)))
+        assert all(isinstance(outcome, Fetched) for outcome in outcomes)
+        assert one.running == 40
+        assert sorted(one.cancel_all()) == [1000 + i for i in range(40)]
+        assert one.running == 0
