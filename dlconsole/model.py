@@ -92,11 +92,15 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
-    """One attempt that put a whole image into the store. `format` is Pillow's name for it."""
+    """One attempt that put a whole image into the store. `format` is Pillow's name for it; width and
+    height are pixels, as stored (no orientation applied), 0 where the header does not say.
+    """
 
     path: str
     format: str
     size_bytes: int
+    width: int = 0
+    height: int = 0
 
 
 Outcome = Stored | Failure

@@ -21,6 +21,7 @@ from dlconsole.workers.fetch.engine import Engine, Fetched
 from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.files import Place, Store, place_of
 from dlconsole.workers.guard import StoreGuard
+from dlconsole.workers.image_size import size_of
 from dlconsole.workers.images import is_whole, not_image, sniff
 from dlconsole.workers.tally import Tally
 
@@ -176,7 +177,8 @@ class Downloader:
             self._store.write(item.place, body)
         except BadPathError as error:
             return Failure(FailureKind.BAD_PATH, str(error), 200)
-        return Stored(f"{item.place.folder}/{item.place.name}", image_format, len(body))
+        width, height = size_of(body, image_format)
+        return Stored(f"{item.place.folder}/{item.place.name}", image_format, len(body), width, height)
 
     def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
         if epoch == self._courier.epoch:

@@ -1,12 +1,16 @@
 """What is an image, by its first bytes, and whether it is whole, by its structure; nothing is decoded.
 
 Signatures and structures: JPEG ITU-T T.81 annex B, PNG W3C 2003 section 5, GIF89a, WebP RFC 9649,
-AVIF ISO/IEC 23000-22, TIFF 6.0, BMP and ICO as Microsoft documents them.
+AVIF ISO/IEC 23000-22, TIFF 6.0 and BigTIFF, BMP and ICO as Microsoft documents them.
+
+Bodies are hostile. Every walk is bounded, because it is taken in the fetch loop, and none of these
+functions raises.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from dlconsole.model import Failure, FailureKind
@@ -14,9 +18,21 @@ from dlconsole.model import Failure, FailureKind
 SNIFF_BYTES: Final = 32
 """How many first bytes `sniff` wants; fewer is a file too small to be an image."""
 
-_PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+JPEG_SCAN: Final = 0xDA
+"""The marker that the first of a JPEG's scans begins with: behind it stands entropy-coded data."""
+
 _AVIF_BRANDS: Final = (b"avif", b"avis")
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
+_TIFF_HEADS: Final = (b"II*\x00", b"MM\x00*", b"II+\x00\x08\x00\x00\x00", b"MM\x00+\x00\x08\x00\x00")
+_MAX_SEGMENTS: Final = 2000
+"""Most segments of a JPEG's header; a picture with 64 MB of metadata has half as many."""
+_MAX_BLOCKS: Final = 100_000
+"""Most chunks or blocks that are looked at: about 10 ms. What has more is judged by its end alone."""
+_PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_CHUNK: Final = struct.Struct(">I4s")
+_WEBP_CHUNK: Final = struct.Struct("<4sI")
+_ALONE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+"""JPEG markers that no length follows: stuffing, TEM, RSTn, SOI."""
 
 
 def sniff(head: bytes | bytearray) -> str | None:
@@ -31,7 +47,7 @@ def sniff(head: bytes | bytearray) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp" and _has_avif_brand(head):
         return "AVIF"
-    if head.startswith((b"II*\x00", b"MM\x00*")):
+    if head.startswith(_TIFF_HEADS):
         return "TIFF"
     if head.startswith(b"BM") and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
         return "BMP"
@@ -48,27 +64,128 @@ def not_image(body: bytes | bytearray) -> Failure:
 
 
 def is_whole(body: bytes | bytearray, image_format: str) -> bool:
-    """Whether the end is there: of JPEG, PNG, GIF and WebP; of other formats nothing is said (True).
+    """Whether the picture's end is there: of JPEG, PNG, GIF and WebP; of other formats nothing is said
+    (True).
 
-    Bytes after the end are common on the web and do no harm.
+    Bytes after the end are common on the web (second pictures, films, a server's notes) and do no harm.
     """
     if image_format == "JPEG":
         return _jpeg_is_whole(body)
     if image_format == "PNG":
-        return body.rfind(_PNG_END) > 0
+        return _png_is_whole(body)
     if image_format == "GIF":
-        return body.rstrip(b"\x00").endswith(b";") or body.rfind(b"\x00;") > 0
+        return _gif_is_whole(body)
     if image_format == "WEBP":
-        return len(body) >= 8 + int.from_bytes(body[4:8], "little")
+        return _webp_is_whole(body)
     return True
 
 
-def _jpeg_is_whole(body: bytes | bytearray) -> bool:
-    """An end marker behind the last scan. A thumbnail in a header has scans and an end of its own,
-    so the last start-of-scan marker decides: in entropy-coded data 0xFF is always stuffed.
+def jpeg_segments(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """The segments of a JPEG's header up to its first scan, with that one: marker, and where its length
+    stands. Previews and thumbnails are inside segments, so they are stepped over.
+
+    Bytes between segments are skipped, as libjpeg does.
     """
-    end = body.rfind(b"\xff\xd9")
-    return end > 0 and body.find(b"\xff\xda", end) < 0
+    at, last = 2, len(body) - 3
+    for _ in range(_MAX_SEGMENTS):
+        at = body.find(b"\xff", at)
+        if not 0 < at < last:
+            return
+        marker = body[at + 1]
+        if marker == 0xFF:  # a filler
+            at += 1
+        elif marker in _ALONE:
+            at += 2
+        elif marker == 0xD9:
+            return
+        else:
+            yield marker, at + 2
+            if marker == JPEG_SCAN:
+                return
+            at += 2 + (body[at + 2] << 8 | body[at + 3])
+
+
+def _jpeg_is_whole(body: bytes | bytearray) -> bool:
+    """An end marker behind the first scan. In entropy-coded data 0xFF is always stuffed, so the first one
+    there is the picture's own, whatever comes after it: a second picture (MPF), a film, a note.
+    """
+    for marker, start in jpeg_segments(body):
+        if marker == JPEG_SCAN:
+            return body.rfind(b"\xff\xd9", start) > 0  # from behind: the same answer, sooner
+    return False
+
+
+def _png_is_whole(body: bytes | bytearray) -> bool:
+    """Chunk after chunk to the last, so that one inside another's data is not taken for the end."""
+    at, size, has_data = 8, len(body), False
+    for _ in range(_MAX_BLOCKS):
+        if at + 12 > size:
+            return False
+        length, name = _PNG_CHUNK.unpack_from(body, at)
+        if name == b"IEND":
+            return has_data
+        has_data = has_data or name == b"IDAT"
+        at += 12 + length
+    return body.rfind(_PNG_END) > 0
+
+
+def _gif_is_whole(body: bytes | bytearray) -> bool:
+    """Block after block to the trailer. Many on the web have none, and nobody misses it: the end of a
+    block, behind a picture, will do.
+    """
+    if len(body) < 14:
+        return False
+    at, size, has_picture = 13 + _gif_colours(body[10]), len(body), False
+    steps = iter(range(_MAX_BLOCKS))
+    for _ in steps:
+        if at >= size:
+            return has_picture and at == size
+        kind = body[at]
+        if kind == 0x21:
+            at = _behind_sub_blocks(body, at + 2, steps)
+        elif kind != 0x2C:  # the trailer, or what is no GIF any more: no decoder reads on
+            return has_picture
+        elif at + 9 >= size:
+            return False
+        else:
+            at = _behind_sub_blocks(body, at + 11 + _gif_colours(body[at + 9]), steps)
+            has_picture = has_picture or at <= size
+    return body.rfind(b"\x00;") > 0
+
+
+def _gif_colours(flags: int) -> int:
+    """How many bytes the colour table has that these flags announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _behind_sub_blocks(body: bytes | bytearray, at: int, steps: Iterator[int]) -> int:
+    """Where a chain of sub-blocks ends; beyond the body where it does not."""
+    size = len(body)
+    for _ in steps:
+        if at >= size:
+            break
+        length = body[at]
+        at += 1 + length
+        if length == 0:
+            return at
+    return size + 1
+
+
+def _webp_is_whole(body: bytes | bytearray) -> bool:
+    """The container's length is there, and in it a picture."""
+    end = 8 + int.from_bytes(body[4:8], "little")
+    if len(body) < end:
+        return False
+    at = 12
+    for _ in range(_MAX_SEGMENTS):
+        if at + 8 > end:
+            return False
+        name, length = _WEBP_CHUNK.unpack_from(body, at)
+        at += 8 + length
+        if name in {b"VP8 ", b"VP8L", b"ANMF"}:
+            return bool(at <= end)
+        at += length & 1
+    return False
 
 
 def _has_avif_brand(head: bytes | bytearray) -> bool:
