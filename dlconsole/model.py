@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -68,11 +68,13 @@ STATUS_NONE: Final = 900
 class Task(msgspec.Struct, frozen=True, gc=False):
     """The part of a queue item that a worker acts on; every other column stays in the raw item.
 
-    `img_path` is a path under the store, with one leading slash as the legacy feeder writes it.
+    `img_path` is a path under the store, with one leading slash as the legacy feeder writes it. `hash` is
+    whatever the list had in its column of that name, which need not be a digest.
     """
 
     img_path: str
     img_url: str
+    hash: Any = None
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

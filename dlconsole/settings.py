@@ -254,6 +254,21 @@ class WorkerSettings(Section):
     """How often a session renews its lease and reports; at least three times a lease, whatever is set."""
     drain_s: Seconds = Field(default=20.0, ge=0, le=3600)
     """How long running fetches may still take after SIGTERM; the rest goes back to the queue."""
+    verify: Literal["off", "decode"] = "off"
+    """`decode`: every image is decoded before it is stored, in a process that may be killed."""
+    max_pixels: Count = Field(default=64_000_000, ge=1, le=2**31 - 1)
+    """Most pixels of an image that is decoded; more is `not_image`. Only with `verify = "decode"`."""
+    verify_timeout_s: Seconds = Field(default=10.0, ge=0.1, le=600)
+    """How long decoding one image may take; more is `not_image`."""
+    verify_memory_bytes: Bytes = Field(default=2**30, ge=256 * 2**20, le=2**40)
+    """Most memory of one decoding process, its programs included; an image that needs more is `not_image`."""
+    verify_processes: Count = Field(default=2, ge=1, le=64)
+    """Decoding processes of each worker process."""
+    verify_hash: Literal["off", "md5", "sha256"] = "off"
+    """Compare each body with its task's `hash`, in hex; another one is `hash_mismatch`. A task without one,
+    or with one that is no such hash, is taken as it is."""
+    keep_mismatched: bool = False
+    """Whether bodies with another hash are kept, below `.dlconsole-mismatched` in the store."""
     host_name: str = ""
     """The name this host goes by; empty: its host name."""
     host_ip: Annotated[str, AfterValidator(_check_ip)] = ""

@@ -58,6 +58,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ca-file", dest="fetch.ca_file", metavar="FILE", help="certificate authorities to trust for https"
     )
     limits.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="name a contact here")
+    checks = parser.add_argument_group("checks of an image")
+    checks.add_argument(
+        "--verify",
+        dest="worker.verify",
+        metavar="HOW",
+        help="decode: decode every image before it is stored, in processes that bombs, hangs and crashes may "
+        "end; off: its first bytes, its structure and its size are checked (off)",
+    )
+    checks.add_argument(
+        "--max-pixels", dest="worker.max_pixels", metavar="N", help="most pixels to decode (64000000)"
+    )
+    checks.add_argument(
+        "--verify-timeout", dest="worker.verify_timeout_s", metavar="TIME", help="decoding one image (10s)"
+    )
+    checks.add_argument(
+        "--verify-memory",
+        dest="worker.verify_memory_bytes",
+        metavar="SIZE",
+        help="memory of each decoding process (1GiB)",
+    )
+    checks.add_argument(
+        "--verify-processes",
+        dest="worker.verify_processes",
+        metavar="N",
+        help="decoding processes of each worker process (2)",
+    )
+    checks.add_argument(
+        "--verify-hash",
+        dest="worker.verify_hash",
+        metavar="NAME",
+        help="md5 or sha256: compare the body with its task's 'hash' (off)",
+    )
+    checks.add_argument(
+        "--keep-mismatched",
+        dest="worker.keep_mismatched",
+        action="store_true",
+        default=None,
+        help="keep bodies with another hash, in .dlconsole-mismatched below the store",
+    )
     ending = parser.add_argument_group("ending")
     ending.add_argument(
         "--drain", dest="worker.drain_s", metavar="TIME", help="how long running fetches may take (20s)"

@@ -104,7 +104,7 @@ def decode_task(raw: bytes) -> Task | None:
         (path + url).encode()
     except UnicodeEncodeError:
         return None
-    return Task(path, url)
+    return Task(path, url, fields.get("hash"))
 
 
 def error_item(raw: bytes, failure: Failure) -> bytes:

@@ -7,7 +7,7 @@ claimed ahead of need and acked behind it, so the loop never waits for the queue
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from dlconsole.errors import BadPathError, StoreError
 from dlconsole.log import Logger
@@ -19,11 +19,13 @@ from dlconsole.workers.courier import Courier, Ending, Report
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched
 from dlconsole.workers.fetch.urls import target_of
-from dlconsole.workers.files import Place, Store, place_of
+from dlconsole.workers.files import MISMATCHED, Place, Store, place_of
 from dlconsole.workers.guard import StoreGuard
+from dlconsole.workers.hashes import digest_of, wanted_digest
 from dlconsole.workers.image_size import size_of
 from dlconsole.workers.images import is_whole, not_image, sniff
 from dlconsole.workers.tally import Tally
+from dlconsole.workers.verify import DecoderPool
 
 _POLL_S: Final = 0.5
 _CLOSE_S: Final = 5.0
@@ -31,14 +33,25 @@ _CLOSE_S: Final = 5.0
 
 
 class _Item:
-    """A task under way: what was claimed, where its image goes, and in which session."""
+    """A task under way: what was claimed, where its image goes, its hash, and in which session."""
 
-    __slots__ = ("claimed", "epoch", "place")
+    __slots__ = ("claimed", "epoch", "hash", "place")
 
-    def __init__(self, claimed: Claimed, epoch: int, place: Place) -> None:
+    def __init__(self, claimed: Claimed, epoch: int, place: Place, told_hash: object) -> None:
         self.claimed = claimed
         self.epoch = epoch
         self.place = place
+        self.hash = told_hash
+
+
+class _Picture(NamedTuple):
+    """An image that has passed the checks so far, on its way into the store."""
+
+    item: _Item
+    body: bytes | bytearray
+    format: str
+    width: int
+    height: int
 
 
 class Downloader:
@@ -59,6 +72,9 @@ class Downloader:
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
         )
+        self._decoders: DecoderPool[_Picture] | None = None
+        if settings.worker.verify == "decode":
+            self._decoders = DecoderPool(settings.worker, log, self._engine.wake)
         self._epoch = 0
         self._drain_by: float | None = None
         self._guard = StoreGuard(settings, self._store)
@@ -73,8 +89,10 @@ class Downloader:
     def run(self) -> bool:
         """Work until the end; whether everything held was acked or given back.
 
-        Raises RedisUnusable where a person must act, or what else ended the courier.
+        Raises RedisUnusable or ConfigError where a person must act, or what else ended the courier.
         """
+        if self._decoders is not None:
+            self._decoders.start()
         self._courier.start()
         try:
             while not self._is_over():
@@ -85,11 +103,16 @@ class Downloader:
                 self._fill()
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result.token, result.outcome)
+                if self._decoders is not None:
+                    for picture, failure in self._decoders.take():
+                        self._finish(picture.item, failure or picture)
         except Exception:
             self._courier.abandon()
             raise
         finally:
             self._engine.cancel_all()
+            if self._decoders is not None:
+                self._decoders.close()
             closed = self._courier.finish(within_s=_CLOSE_S)
             self._engine.close()
             self._store.close()
@@ -110,8 +133,16 @@ class Downloader:
         if self._courier.ending is Ending.FAILED:
             return True
         if self._drain_by is not None:  # what was not started is given back
-            return self._engine.running == 0 or time.monotonic() >= self._drain_by
-        return self._engine.running == 0 and not self._courier.tasks
+            return self._running == 0 or time.monotonic() >= self._drain_by
+        return self._running == 0 and not self._courier.tasks
+
+    @property
+    def _decoding(self) -> int:
+        return 0 if self._decoders is None else self._decoders.pending
+
+    @property
+    def _running(self) -> int:
+        return self._engine.running + self._decoding
 
     def _wait_s(self) -> float:
         if self._drain_by is not None:
@@ -119,12 +150,14 @@ class Downloader:
         return _POLL_S
 
     def _fill(self) -> None:
-        """Start fetches for as many waiting tasks as there are free handles."""
+        """Start fetches for as many waiting tasks as there are free handles. An image that waits to be
+        decoded takes up one, so that where decoding is slower than the web, fetching waits for it.
+        """
         if self._drain_by is not None or self._guard.why:
             return
         tasks, engine = self._courier.tasks, self._engine
         started = False
-        while engine.free and tasks:
+        while engine.free > self._decoding and tasks:
             try:
                 claimed = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
@@ -148,37 +181,86 @@ class Downloader:
         if target is None:
             self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not an http or https URL"))
             return
-        self._engine.start(_Item(claimed, self._epoch, place), target)
+        self._engine.start(_Item(claimed, self._epoch, place, task.hash), target)
 
     def _settle(self, item: _Item, fetched: Fetched | Failure) -> None:
-        """Check and store what came; a store that fails is no fault of the task, which waits for it."""
+        """Check what came, then store it, or have it decoded first."""
         if item.epoch != self._epoch:
             return
-        outcome: Outcome
-        if isinstance(fetched, Failure):
-            outcome = fetched
+        try:
+            checked = fetched if isinstance(fetched, Failure) else self._check(item, fetched.body)
+        except StoreError as error:
+            self._wait_for_store(item, error)
+            return
+        if self._decoders is not None and isinstance(checked, _Picture):
+            self._decoders.submit(checked, checked.body, checked.format)
         else:
-            try:
-                outcome = self._keep(item, fetched)
-            except StoreError as error:
-                self._guard.failed(error)
-                self._courier.give_back(item.claimed, item.epoch)
-                return
+            self._finish(item, checked)
+
+    def _finish(self, item: _Item, checked: _Picture | Failure) -> None:
+        """Store an image that passed every check, and report how the task ended."""
+        if item.epoch != self._epoch:
+            return
+        try:
+            outcome = checked if isinstance(checked, Failure) else self._keep(checked)
+        except StoreError as error:
+            self._wait_for_store(item, error)
+            return
         self._report(item.claimed, item.epoch, outcome)
 
-    def _keep(self, item: _Item, fetched: Fetched) -> Outcome:
-        body = fetched.body
+    def _wait_for_store(self, item: _Item, error: StoreError) -> None:
+        """A store that fails is no fault of the task, which waits for it."""
+        self._guard.failed(error)
+        self._courier.give_back(item.claimed, item.epoch)
+
+    def _check(self, item: _Item, body: bytearray) -> _Picture | Failure:
+        """All that can be said without decoding. Raises StoreError, see `_mismatch`."""
         image_format = sniff(body)
         if image_format is None:
             return not_image(body)
         if not is_whole(body, image_format):
             return Failure(FailureKind.TRUNCATED, f"{image_format} without its end, {len(body)} bytes", 200)
+        if self._settings.worker.verify_hash != "off":
+            failure = self._mismatch(item, body, self._settings.worker.verify_hash)
+            if failure is not None:
+                return failure
+        width, height = size_of(body, image_format)
+        most = self._settings.worker.max_pixels
+        if self._decoders is not None and width * height > most:
+            message = f"{width} by {height} pixels, above the limit of {most}"
+            return Failure(FailureKind.NOT_IMAGE, message, 200)
+        return _Picture(item, body, image_format, width, height)
+
+    def _mismatch(self, item: _Item, body: bytearray, algorithm: str) -> Failure | None:
+        """The failure of a body that is not the one its task's hash names. Raises StoreError where it is to
+        be kept and the store fails.
+        """
+        wanted = wanted_digest(item.hash, algorithm)
+        if wanted is None:
+            self._log.debug("hash not verified: the task has none", field=item.claimed.field)
+            return None
+        found = digest_of(body, algorithm)
+        if found == wanted:
+            return None
+        kept = ""
+        if self._settings.worker.keep_mismatched:
+            place = Place(f"{MISMATCHED}/{item.place.folder}".rstrip("/"), item.place.name)
+            try:
+                self._store.write(place, body)
+                kept = f"; kept as {place.folder}/{place.name}"
+            except BadPathError as error:
+                kept = f"; not kept: {error}"
+        return Failure(FailureKind.HASH_MISMATCH, f"its {algorithm} is {found}{kept}", 200)
+
+    def _keep(self, picture: _Picture) -> Outcome:
+        """Into the store with it. Raises StoreError."""
+        place = picture.item.place
         try:
-            self._store.write(item.place, body)
+            self._store.write(place, picture.body)
         except BadPathError as error:
             return Failure(FailureKind.BAD_PATH, str(error), 200)
-        width, height = size_of(body, image_format)
-        return Stored(f"{item.place.folder}/{item.place.name}", image_format, len(body), width, height)
+        path = f"{place.folder}/{place.name}"
+        return Stored(path, picture.format, len(picture.body), picture.width, picture.height)
 
     def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
         if epoch == self._courier.epoch:
@@ -204,3 +286,5 @@ class Downloader:
         """The courier has a new session: whatever runs belonged to the old one."""
         self._epoch = self._courier.epoch
         self._engine.cancel_all()
+        if self._decoders is not None:
+            self._decoders.cancel_all()

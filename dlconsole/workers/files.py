@@ -23,7 +23,9 @@ from typing import Final, NamedTuple
 from dlconsole.errors import BadPathError, StoreError
 
 PARTIAL: Final = ".dlconsole-partial"
-"""Folder in the root that unfinished files are in; no task's path may begin with it."""
+"""Folder in the root that unfinished files are in."""
+MISMATCHED: Final = ".dlconsole-mismatched"
+"""Folder in the root for bodies that are not what their task's hash says, where they are to be kept."""
 MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
 _OPEN_FOLDERS: Final = 512
@@ -42,11 +44,11 @@ def place_of(path: str) -> Place:
     """The place of a task's path under the store's root; one leading slash is the root.
 
     Raises BadPathError for `.`, `..` and empty parts (so also `//etc`), control characters, NUL,
-    names above 255 bytes, and text that is no valid UTF-8.
+    names above 255 bytes, text that is no valid UTF-8, and dlconsole's own folders.
     """
     relative = path.removeprefix("/")
     parts = relative.split("/")
-    if parts[0] == PARTIAL:
+    if parts[0] in {PARTIAL, MISMATCHED}:
         raise BadPathError(f"path is in dlconsole's own folder: {path[:200]!r}")
     if any(part in {"", ".", ".."} for part in parts):
         raise BadPathError(f"path has an empty, '.' or '..' part: {path[:200]!r}")
