@@ -30,6 +30,12 @@ def test_a_worker_loads_neither_textual_nor_what_only_the_demo_needs() -> None:
     assert loaded.isdisjoint({"textual", "numpy", "PIL"})  # rich comes with structlog
 
 
+def test_a_decoder_begins_with_nothing_of_ours() -> None:
+    loaded = loaded_by("import dlconsole.workers.decoder")
+    assert "dlconsole" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
 def test_the_package_runs_as_a_module() -> None:
     words = [sys.executable, "-m", "dlconsole", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
