@@ -61,6 +61,7 @@ snapshots: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/feed.py
 	@$(BIN)/python bench/fetch.py
+	@$(BIN)/python bench/images.py
 	@$(BIN)/python bench/queue.py
 
 # Versions for every supported Python in one file each; needs `pip install uv` once.

@@ -5,21 +5,27 @@ python bench/images.py [--json]
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
+
 import argparse
 import io
 import json
-import sys
+import statistics
+import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from dlconsole import log
+from dlconsole.settings import Settings
 from dlconsole.workers.image_size import size_of
 from dlconsole.workers.images import is_whole, sniff
+from dlconsole.workers.verify import DecoderPool
 
 _FORMATS = {
     "JPEG": {"quality": 92},
@@ -64,6 +70,34 @@ def micros(call: Callable[[], object]) -> float:
     return best * 1e6
 
 
+def decoding(body: bytearray, count: int, rounds: int) -> dict[str, object]:
+    """Pictures a second through one decoder, and the ratios to decoding here, a round each."""
+    settings = Settings.model_validate({"worker": {"verify": "decode", "verify_processes": 1}})
+    woken = threading.Event()
+    pool: DecoderPool[int] = DecoderPool(settings.worker, log.configure(settings.log), woken.set)
+    pool.start()
+    rates, ratios = [], []
+    for index in range(rounds + 1):
+        began = time.perf_counter()
+        for number in range(count):
+            pool.submit(number, body, "JPEG")
+        while pool.pending:
+            woken.wait()
+            woken.clear()
+            assert not any(failure for _, failure in pool.take())
+        pooled_s = time.perf_counter() - began
+        began = time.perf_counter()
+        for _ in range(count):
+            with Image.open(io.BytesIO(body)) as image:
+                image.load()
+        here_s = time.perf_counter() - began
+        if index:  # the first round starts the process
+            rates.append(count / pooled_s)
+            ratios.append(here_s / pooled_s)
+    pool.close()
+    return {"images_per_s": statistics.median(rates), "ratio": statistics.median(ratios), "ratios": ratios}
+
+
 def main() -> int:
     """Measure each format; 0."""
     parser = argparse.ArgumentParser(
@@ -86,8 +120,9 @@ def main() -> int:
         }
         row["all_us"] = row["sniff_us"] + row["whole_us"] + row["size_us"]
         rows.append(row)
+    decoded = decoding(picture("JPEG", {"quality": 92}), 1000, 5)
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps({"checks": rows, "decoding": decoded}))
         return 0
     print(f"{'format':<18}{'KB':>7}{'sniff':>8}{'whole':>8}{'size':>8}{'all':>8}{'Pillow opens':>14}   µs")
     for row in rows:
@@ -96,6 +131,10 @@ def main() -> int:
         print(
             f"{row['format']:<18}{row['kilobytes']:>7}{sniffed:>8.2f}{whole:>8.2f}{size:>8.2f}{all_us:>8.2f}{pillow:>14.1f}"
         )
+    print(
+        f"decoding the JPEG: {decoded['images_per_s']:,.0f} a second through one process, "
+        f"{decoded['ratio']:.2f} of decoding here ({min(decoded['ratios']):.2f} to {max(decoded['ratios']):.2f})"
+    )
     return 0
 
 

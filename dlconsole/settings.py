@@ -265,8 +265,7 @@ class WorkerSettings(Section):
     verify_processes: Count = Field(default=2, ge=1, le=64)
     """Decoding processes of each worker process."""
     verify_hash: Literal["off", "md5", "sha256"] = "off"
-    """Compare each body with its task's `hash`, in hex; another one is `hash_mismatch`. A task without one,
-    or with one that is no such hash, is taken as it is."""
+    """What to compare with a task's `hash`, where it has one, in hex; another one is `hash_mismatch`."""
     keep_mismatched: bool = False
     """Whether bodies with another hash are kept, below `.dlconsole-mismatched` in the store."""
     host_name: str = ""

@@ -12,15 +12,13 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dlconsole.workers.images import jpeg_segments
+from dlconsole.workers.images import jpeg_header
 
 Body = bytes | bytearray
 Size = tuple[int, int]
 UNKNOWN: Final[Size] = (0, 0)
 """The size of what says none."""
 
-_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_TWO_SHORTS: Final = struct.Struct(">HH")
 _TWO_LONGS: Final = struct.Struct(">II")
 _TWO_SHORTS_LE: Final = struct.Struct("<HH")
 _MAX_ENTRIES: Final = 256
@@ -40,11 +38,8 @@ def size_of(body: Body, image_format: str) -> Size:
 
 
 def _jpeg(body: Body) -> Size:
-    for marker, start in jpeg_segments(body):
-        if marker in _JPEG_FRAMES:
-            height, width = _TWO_SHORTS.unpack_from(body, start + 3)
-            return width, height
-    return UNKNOWN
+    width, height, _ = jpeg_header(body)
+    return width, height
 
 
 def _png(body: Body) -> Size:

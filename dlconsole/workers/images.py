@@ -18,9 +18,6 @@ from dlconsole.model import Failure, FailureKind
 SNIFF_BYTES: Final = 32
 """How many first bytes `sniff` wants; fewer is a file too small to be an image."""
 
-JPEG_SCAN: Final = 0xDA
-"""The marker that the first of a JPEG's scans begins with: behind it stands entropy-coded data."""
-
 _AVIF_BRANDS: Final = (b"avif", b"avis")
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 _TIFF_HEADS: Final = (b"II*\x00", b"MM\x00*", b"II+\x00\x08\x00\x00\x00", b"MM\x00+\x00\x08\x00\x00")
@@ -31,8 +28,12 @@ _MAX_BLOCKS: Final = 100_000
 _PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_CHUNK: Final = struct.Struct(">I4s")
 _WEBP_CHUNK: Final = struct.Struct("<4sI")
-_ALONE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
-"""JPEG markers that no length follows: stuffing, TEM, RSTn, SOI."""
+_JPEG_SEGMENT: Final = struct.Struct(">HH")
+_JPEG_SCAN: Final = 0xFFDA
+_JPEG_END: Final = 0xFFD9
+_JPEG_FRAMES: Final = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_JPEG_ALONE: Final = frozenset({0xFF00, 0xFF01, *range(0xFFD0, 0xFFD9)})
+"""Markers that no length follows: stuffing, TEM, RSTn, SOI."""
 
 
 def sniff(head: bytes | bytearray) -> str | None:
@@ -80,39 +81,41 @@ def is_whole(body: bytes | bytearray, image_format: str) -> bool:
     return True
 
 
-def jpeg_segments(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """The segments of a JPEG's header up to its first scan, with that one: marker, and where its length
-    stands. Previews and thumbnails are inside segments, so they are stepped over.
+def jpeg_header(body: bytes | bytearray) -> tuple[int, int, int]:
+    """Width, height, and where the first scan begins, of a JPEG; 0 for what does not come before its end.
+    Previews and thumbnails are inside segments, so they are stepped over.
 
     Bytes between segments are skipped, as libjpeg does.
     """
-    at, last = 2, len(body) - 3
+    at, last, width, height = 2, len(body) - 4, 0, 0
+    segment = _JPEG_SEGMENT.unpack_from
     for _ in range(_MAX_SEGMENTS):
-        at = body.find(b"\xff", at)
-        if not 0 < at < last:
-            return
-        marker = body[at + 1]
-        if marker == 0xFF:  # a filler
-            at += 1
-        elif marker in _ALONE:
+        if at > last:
+            break
+        marker, length = segment(body, at)
+        if marker in _JPEG_ALONE:
             at += 2
-        elif marker == 0xD9:
-            return
-        else:
-            yield marker, at + 2
-            if marker == JPEG_SCAN:
-                return
-            at += 2 + (body[at + 2] << 8 | body[at + 3])
+        elif 0xFFC0 <= marker < 0xFFFF and marker != _JPEG_END:
+            if marker == _JPEG_SCAN:
+                return width, height, at
+            if marker in _JPEG_FRAMES and at + 5 <= last:
+                height, width = segment(body, at + 5)
+            at += 2 + length
+        elif marker == _JPEG_END:
+            break
+        else:  # a filler, or what does not belong here
+            at = body.find(b"\xff", at + 1)
+            if at < 0:
+                break
+    return width, height, 0
 
 
 def _jpeg_is_whole(body: bytes | bytearray) -> bool:
     """An end marker behind the first scan. In entropy-coded data 0xFF is always stuffed, so the first one
     there is the picture's own, whatever comes after it: a second picture (MPF), a film, a note.
     """
-    for marker, start in jpeg_segments(body):
-        if marker == JPEG_SCAN:
-            return body.rfind(b"\xff\xd9", start) > 0  # from behind: the same answer, sooner
-    return False
+    _, _, scan = jpeg_header(body)
+    return scan > 0 and body.rfind(b"\xff\xd9", scan) > 0  # from behind: the same answer, sooner
 
 
 def _png_is_whole(body: bytes | bytearray) -> bool:

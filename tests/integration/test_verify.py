@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -441,6 +442,30 @@ def test_decoders_end_with_a_worker_that_is_killed(
         for process in family:
             if process.is_running():
                 process.kill()
+
+
+@pytest.mark.parametrize("told", ["right", "wrong"])
+def test_a_store_that_fails_loses_neither_what_was_decoded_nor_what_is_to_be_kept(
+    told: str, settings: Settings, redis_client: redis.Redis, shelf: Shelf, start: Any
+) -> None:
+    body = png_bomb(100, 100)
+    digest = hashlib.md5(body if told == "right" else b"").hexdigest()
+    raws = [shelf.task(f"{i}.png", body, hash=digest) for i in range(20)]
+    redis_client.lpush(KEYS.task, *raws)
+    settings = with_worker(settings, verify_hash="md5", keep_mismatched=True)
+    settings = settings.model_copy(update={"guard": settings.guard.model_copy(update={"check_s": 0.2})})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
+    try:
+        worker = start(settings)
+        until(lambda: "downloads wait for the store" in worker.log.getvalue())
+        until(lambda: redis_client.llen(KEYS.task) == 20)
+        assert stored(redis_client) == 0 and kinds(redis_client) == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    worker.end()
+    assert (stored(redis_client), len(kinds(redis_client))) == ((20, 0) if told == "right" else (0, 20))
+    assert len(list(settings.worker.store_dir.rglob("*.png"))) == 20
 
 
 def test_without_decoding_no_process_is_started(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dlconsole.errors import BadPathError, StoreError
-from dlconsole.workers.files import PARTIAL, Store, place_of
+from dlconsole.workers.files import MISMATCHED, PARTIAL, Store, place_of
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_writing_again_replaces(store: Store) -> None:
 @pytest.mark.parametrize(
     "path",
     ["", "/", "//etc/passwd", "/a//b", "../x", "/a/../../x", "/a/./b", "/a/..", "a/", "/a/b\0c", "/a\nb", "/\x7f",
-     "/" + "x" * 256, "/" + "é" * 200, "/a" * 2500, "/\ud800", f"/{PARTIAL}/x"],
+     "/" + "x" * 256, "/" + "é" * 200, "/a" * 2500, "/\ud800", f"/{PARTIAL}/x", f"/{MISMATCHED}/x"],
 )  # fmt: skip
 def test_paths_that_are_no_place_under_the_root_are_bad(path: str) -> None:
     with pytest.raises(BadPathError):
