@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="worker.verify",
         metavar="HOW",
         help="decode: decode every image before it is stored, in processes that bombs, hangs and crashes may "
-        "end; off: its first bytes, its structure and its size are checked (off)",
+        "end; off: only its first bytes and its structure are checked (off)",
     )
     checks.add_argument(
         "--max-pixels", dest="worker.max_pixels", metavar="N", help="most pixels to decode (64000000)"
