@@ -125,6 +125,11 @@ class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
     cpu_percent: float = 0.0
     rss_bytes: int = 0
     concurrency: int = 0
+    timings: dict[str, dict[str, int]] = {}
+    """By part of a fetch (`workers/fetch/timings.py`) the counts of a `Histogram`."""
+    reused: int = 0
+    opened: int = 0
+    """Of the sampled fetches: those on a connection that was open already, and on a new one."""
     engine: str = "curl"
     version: str = ""
 

@@ -49,7 +49,7 @@ class Downloader:
         self._log = log
         self._store = Store(settings.worker.store_dir)
         self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency)
+        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, self._engine.timings)
         self._courier = Courier(
             settings,
             self._tally,

@@ -28,6 +28,7 @@ from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, Result
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
+from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 
@@ -204,6 +205,7 @@ class CurlEngine(Generic[T]):
                 ssl.create_default_context(cafile=settings.ca_file)
             except OSError as error:  # SSLError is one
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
+        self.timings = Timings()
         self._settings = settings
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         self._multi = pycurl.CurlMulti()
@@ -338,6 +340,7 @@ class CurlEngine(Generic[T]):
 
     def _take_found(self) -> None:
         for name, answer in self._resolver.take_found():
+            self.timings.add_lookup(answer.asked_s)
             for fetch in self._looked_up.pop(name, ()):
                 self._looking_up -= 1
                 self._use(fetch, answer)
@@ -388,6 +391,8 @@ class CurlEngine(Generic[T]):
 
     def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
         """Hand out the outcome and free the handle; text is a redirect's target: go on with it."""
+        if self.timings.wants_sample:
+            self._sample(transfer.handle)
         self._multi.remove_handle(transfer.handle)
         fetch = transfer.fetch
         self._release(transfer)
@@ -397,6 +402,19 @@ class CurlEngine(Generic[T]):
             self._hop(fetch, outcome)
         else:
             self._end(fetch, outcome)
+
+    def _sample(self, handle: Any) -> None:
+        connect_s, tls_s = handle.getinfo(pycurl.CONNECT_TIME), handle.getinfo(pycurl.APPCONNECT_TIME)
+        first_byte_s = handle.getinfo(pycurl.STARTTRANSFER_TIME)
+        if first_byte_s <= 0:  # none came
+            return
+        self.timings.add_fetch(
+            opened=handle.getinfo(pycurl.NUM_CONNECTS) > 0,
+            connect_s=connect_s,
+            tls_s=tls_s - connect_s if tls_s else 0.0,
+            first_byte_s=first_byte_s - handle.getinfo(pycurl.PRETRANSFER_TIME),
+            total_s=handle.getinfo(pycurl.TOTAL_TIME),
+        )
 
     def _hop(self, fetch: _Fetch[T], url: str) -> None:
         fetch.hops += 1
