@@ -146,7 +146,7 @@ def requeue(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> Req
     """
     require_writable(settings, "requeueing errors")
     report = RequeueReport()
-    patience = Patience(order.stop, order.say)
+    patience = Patience(order.stop.wait, order.say)
     with connect(settings.redis, name="dlconsole-errors") as client:
         patience.call(_check, client, settings)
         if paths:

@@ -106,11 +106,11 @@ def test_a_suspended_worker_learns_that_it_is_fenced_and_counts_nothing_twice(
 def test_outages_longer_than_the_lease_count_as_nobodys_death(
     fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb
 ) -> None:
-    feed(client, [item(web, i, "slow") for i in range(150)])
     for _ in range(2):
         fleet.start("--processes", "2", "--concurrency", "4")
     workers = 4
     for outage in range(3):
+        feed(client, [item(web, 100 * outage + i, "slow") for i in range(100)])
         until(lambda: client.zcard(KEYS.lease) == workers and counts(client)["in_flight"] > 10)
         server.kill()
         time.sleep(LEASE_S + 0.2)  # the fault itself
@@ -121,7 +121,7 @@ def test_outages_longer_than_the_lease_count_as_nobodys_death(
     until(lambda: is_done(client))
     assert not any(e["event"] == "worker died and is replaced" for e in fleet.events)
     assert fleet.stop() == [0, 0]
-    now = assert_nothing_lost_or_doubled(client, fleet, 150)
+    now = assert_nothing_lost_or_doubled(client, fleet, 300)
     assert now["failed"] == 0
 
 
@@ -129,12 +129,11 @@ def test_a_suspended_workers_tasks_are_not_to_blame(
     fleet: Fleet, client: redis.Redis, web: SimulatedWeb
 ) -> None:
     """Reaped by another worker, rightly; it comes back, three times."""
-    feed(client, [item(web, i, "slow") for i in range(200)])
     fleet.start("--concurrency", "4")
-    until(lambda: counts(client)["stored"] >= 1)
-    (suspended,) = fleet.workers
+    (suspended,) = until(lambda: fleet.workers)
     fleet.start("--concurrency", "4")
     for outage in range(3):
+        feed(client, [item(web, 100 * outage + i, "slow") for i in range(100)])
         sessions = until(lambda: (found := client.zrange(KEYS.lease, 0, -1)) and len(found) == 2 and found)
         (session,) = (s for s in sessions if is_of(client, s, suspended.pid))
         until(lambda s=session: client.hlen(KEYS.in_flight(s.decode())) > 4)
@@ -145,7 +144,7 @@ def test_a_suspended_workers_tasks_are_not_to_blame(
         until(lambda: not client.exists(KEYS.crash))
     until(lambda: is_done(client))
     assert fleet.stop() == [0, 0]
-    assert assert_nothing_lost_or_doubled(client, fleet, 200)["failed"] == 0
+    assert assert_nothing_lost_or_doubled(client, fleet, 300)["failed"] == 0
 
 
 def is_of(client: redis.Redis, session: bytes, pid: int) -> bool:
