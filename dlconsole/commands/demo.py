@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dlconsole.commands.common import load_settings
+from dlconsole.commands.stopping import stop_event
 from dlconsole.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,8 +78,12 @@ def run(args: argparse.Namespace) -> int:
     with _terminable(), Demo(plan, settings) as demo:
         if watched:
             return _run_console(demo)
-        with _progress(demo.fed.tasks, args.processes, quiet=args.json) as draw:
-            result = demo.watch(draw)
+        # A flag, not an interrupt: cancelling the loop's task just before it enters a timeout is lost
+        # (CPython 3.11 to 3.13), and the demo would go on.
+        with stop_event() as stop, _progress(demo.fed.tasks, args.processes, quiet=args.json) as draw:
+            result = demo.watch(draw, stop)
+        if result is None:
+            raise KeyboardInterrupt
     _print_result(result, as_json=args.json)
     return 0 if result.accounted else 1
 
@@ -95,7 +100,7 @@ def _terminable() -> Iterator[None]:
     """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that it cleans up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        signal.raise_signal(signal.SIGINT)  # which the event loop takes between two steps, not inside one
+        signal.raise_signal(signal.SIGINT)
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     # A shell's `&` starts it with SIGINT ignored; then the others would end in nothing.

@@ -144,15 +144,19 @@ class Demo:
         """What leaving the console ends, in words for a question; '' when there is nothing left to end."""
         return "" if self.group.ended else "The demo ends with the console: its workers, its Redis, its web."
 
-    def watch(self, on_snapshot: Callable[[FleetSnapshot], None]) -> DemoResult:
-        """Run to the end, with a snapshot now and then; the result."""
-        return asyncio.run(self._watch(on_snapshot))
+    def watch(self, on_snapshot: Callable[[FleetSnapshot], None], stop: threading.Event) -> DemoResult | None:
+        """Run to the end, with a snapshot now and then; the result, or None once `stop` is set."""
+        return asyncio.run(self._watch(on_snapshot, stop))
 
-    async def _watch(self, on_snapshot: Callable[[FleetSnapshot], None]) -> DemoResult:
+    async def _watch(
+        self, on_snapshot: Callable[[FleetSnapshot], None], stop: threading.Event
+    ) -> DemoResult | None:
         reader = FleetReader(self.settings)
         moved_at, done, next_poll = time.monotonic(), -1, 0.0
         try:
             while not self.group.ended:
+                if stop.is_set():
+                    return None
                 self.group.tend()
                 now = time.monotonic()
                 if now >= next_poll:

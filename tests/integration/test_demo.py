@@ -106,7 +106,7 @@ def test_interrupted_it_stops_everything_and_leaves_nothing(
     until(lambda: len(psutil.Process(process.pid).children()) >= 4)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in out + err
     until(lambda: not any(child.is_running() for child in children))
@@ -124,7 +124,7 @@ def test_started_by_a_shell_with_ctrl_c_ignored_it_still_hears_sigterm(
         signal.signal(signal.SIGINT, old)
     until(lambda: len(psutil.Process(process.pid).children()) >= 4)
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert list(temporary.iterdir()) == []
 
@@ -138,10 +138,10 @@ def test_killed_it_takes_its_children_with_it(
     process.kill()
     process.communicate()
     until(
-        lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), within_s=30
+        lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), within_s=60
     )
-    until(lambda: processes_in(temporary) == [], within_s=30)
-    until(lambda: list(temporary.iterdir()) == [], within_s=30)
+    until(lambda: processes_in(temporary) == [], within_s=60)
+    until(lambda: list(temporary.iterdir()) == [], within_s=60)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_wrong_use_is_one_line(
     arguments: list[str], said: str, demo: Callable[..., subprocess.Popen[str]], temporary: Path
 ) -> None:
     process = demo("--headless", *arguments)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode in {1, 2}
     assert out == ""
     assert said in err
