@@ -48,17 +48,20 @@ class Files:
         yield from self._server.directory.glob("appendonlydir/*")
 
 
-def run_cuts(
+@pytest.mark.parametrize(
+    ("tasks", "last", "samples", "finished"),
+    [(600, 3, 5, 1), *(pytest.param(1500, 8, 40, 3, id=f"full-{n}", marks=FULL) for n in range(2))],
+)
+def test_a_file_that_ends_at_any_byte_has_every_task_in_one_place(
+    tasks: int,
+    last: int,
+    samples: int,
+    finished: int,
     fleet: Fleet,
     server: PrivateRedis,
     client: redis.Redis,
     web: SimulatedWeb,
     rng: random.Random,
-    *,
-    tasks: int,
-    last: int,
-    samples: int,
-    finished: int,
 ) -> None:
     """Cut at each end of a command, and at `samples` more bytes, of the `last` transactions; from some of
     these on, `finished` in all, workers do the rest.
@@ -93,31 +96,3 @@ def run_cuts(
             assert fleet.start("--until-empty", *options).wait(80) == 0
             assert_nothing_lost_or_doubled(client, fleet, tasks)
         server.kill()
-
-
-@pytest.mark.parametrize(
-    ("tasks", "last", "samples", "finished"),
-    [(600, 3, 5, 1), *(pytest.param(1500, 8, 40, 3, id=f"full-{n}", marks=FULL) for n in range(2))],
-)
-def test_a_file_that_ends_at_any_byte_has_every_task_in_one_place(
-    tasks: int,
-    last: int,
-    samples: int,
-    finished: int,
-    fleet: Fleet,
-    server: PrivateRedis,
-    client: redis.Redis,
-    web: SimulatedWeb,
-    rng: random.Random,
-) -> None:
-    run_cuts(
-        fleet,
-        server,
-        client,
-        web,
-        rng,
-        tasks=tasks,
-        last=last,
-        samples=samples,
-        finished=finished,
-    )

@@ -19,6 +19,14 @@ SCRIPTS = {
 }
 
 
+def packed(*words: bytes) -> bytes:
+    """A command as it is sent."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+LOAD = b"".join(packed(b"SCRIPT", b"LOAD", script(name).source) for name in SCRIPTS.values())
+
+
 class Fault(Enum):
     """What happens to a command."""
 
@@ -122,6 +130,10 @@ class Wire:
             upstream.connect(self._target)
             requests, replies = client.makefile("rb"), upstream.makefile("rb")
             with requests, replies:
+                # Else a fault would strike a call that is only told that the server knows no such script.
+                upstream.sendall(LOAD)
+                for _ in SCRIPTS:
+                    read_reply(replies)
                 while True:
                     raw, command = read_command(requests)
                     name = name_of(command)
