@@ -127,6 +127,8 @@ class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
     concurrency: int = 0
     engine: str = "curl"
     version: str = ""
+    waits: str = ""
+    """What is wrong with its store, so that it starts nothing; '' while that is well."""
 
 
 class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -229,6 +231,8 @@ class HostView:
     stored_per_s: float
     bytes_per_s: float
     stats: HostStats | None = None
+    waits: str = ""
+    """What is wrong with its store, so that a session of it starts nothing; '' while that is well."""
 
     @property
     def disk_ratio(self) -> float | None:

@@ -40,6 +40,8 @@ LINGER_S: Final = 0.1
 _IDLE_CLAIM_S: Final = 0.5
 """How long to wait before asking an empty or paused queue again."""
 _MAX_BACKOFF_S: Final = 5.0
+_MAX_WHY: Final = 300
+"""Longest text of a heartbeat: a store's path can be of any length."""
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
@@ -374,6 +376,7 @@ class Courier:
         return self._tally.stats(
             at_ms=self._server_ms,
             state=self._state(),
+            waits=self._held_up[:_MAX_WHY],
             in_flight=len(self._held),
             fetching=self._fetching(),
         )

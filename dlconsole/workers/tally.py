@@ -40,7 +40,7 @@ class Tally:
             self.stored += 1
             self.bytes += outcome.size_bytes
 
-    def stats(self, *, at_ms: int, state: str, in_flight: int, fetching: int) -> SessionStats:
+    def stats(self, *, at_ms: int, state: str, waits: str, in_flight: int, fetching: int) -> SessionStats:
         """The totals, and the speeds since the last call."""
         now = time.monotonic()
         then, stored, failed, size = self._last
@@ -65,4 +65,5 @@ class Tally:
             rss_bytes=self._process.memory_info().rss,
             concurrency=self._concurrency,
             version=__version__,
+            waits=waits,
         )

@@ -1,4 +1,4 @@
-"""A Redis without memory, a disk without room, a task that kills, a loop that hangs."""
+"""A Redis without memory, a task that kills, a loop that hangs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import os
 import random
 import socket
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -71,75 +69,6 @@ def test_maxmemory_reached_while_eight_workers_run_then_raised(
     assert fleet.stop() == [0] * 4
     now = assert_nothing_lost_or_doubled(client, fleet, tasks)
     assert now["failed"] == tasks // 10
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small filesystem needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.parametrize(("tasks", "workers"), [(600, 1), pytest.param(4000, 3, id="full", marks=FULL)])
-@pytest.mark.parametrize("limit", ["98", "100"])
-def test_a_disk_that_fills_pauses_the_workers_and_costs_no_task(
-    limit: str,
-    tasks: int,
-    workers: int,
-    fleet: Fleet,
-    client: redis.Redis,
-    web: SimulatedWeb,
-    small_disk: Path,
-    rng: random.Random,
-) -> None:
-    """Stopped by the guard before it is full (98 %), and by the disk itself where the guard is off."""
-    fleet.store = small_disk / "store"
-    feed(client, [item(web, i) for i in range(tasks)])
-    for _ in range(workers):
-        fleet.start("--processes", "2", "--concurrency", "8", GUARD__MAX_USED_PERCENT=limit)
-    freed = 0
-    while not is_done(client):
-        until(lambda: is_done(client) or all_wait(client))
-        now = counts(client)
-        assert now["failed"] == 0
-        for path in fleet.files:  # what is stored so far is whole; make room for more
-            assert path.stat().st_size > 1000
-            path.unlink()
-            freed += 1
-        with suppress(OSError):  # others write there as well, until it is full
-            (small_disk / "ballast").write_bytes(bytes(rng.randrange(4 << 20)))
-    assert fleet.stop() == [0] * workers
-    now = counts(client)
-    assert (now["stored"], now["failed"], now["queued"]) == (tasks, 0, 0)
-    assert freed + len(fleet.files) == tasks
-    assert client.llen(KEYS.error) == 0
-    assert any(e["event"] == "downloads wait for the store" for e in fleet.events)
-
-
-def test_a_worker_that_starts_on_a_read_only_disk_waits_for_it(
-    fleet: Fleet, client: redis.Redis, web: SimulatedWeb, small_disk: Path
-) -> None:
-    fleet.store = small_disk / "store"
-    feed(client, [item(web, i) for i in range(20)])
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    worker = fleet.start("--until-empty")
-    until(lambda: any(e["event"] == "downloads wait for the store" for e in fleet.events))
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    assert worker.wait(30) == 0
-    assert assert_nothing_lost_or_doubled(client, fleet, 20)["failed"] == 0
-
-
-def all_wait(client: redis.Redis) -> bool:
-    """Whether every session says that it waits for its store, and holds nothing."""
-    states = [json.loads(record) for record in client.hvals(KEYS.workers)]
-    return bool(states) and all(s.get("state") == "no store" and not s.get("in_flight") for s in states)
 
 
 class Killer:

@@ -48,7 +48,11 @@ def reapers(url: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
             found.append(process)
         for process in found:
             assert process.stdout.readline() == "ready\n"
-        yield found
+        try:
+            yield found
+        finally:
+            for process in found:
+                process.kill()
 
 
 def claim_in_turns(
