@@ -170,7 +170,7 @@ def test_outages_longer_than_the_lease_count_as_nobodys_death(
 
 @pytest.mark.parametrize(
     ("tasks", "workers", "suspensions"),
-    [(200, 2, 3), *(pytest.param(700, 5, 6, id=f"full-{n}", marks=FULL) for n in range(2))],
+    [(120, 2, 2), pytest.param(700, 5, 8, id="full", marks=FULL)],
 )
 def test_suspended_workers_count_nothing_twice_and_their_tasks_are_not_to_blame(
     tasks: int,
@@ -192,13 +192,16 @@ def test_suspended_workers_count_nothing_twice_and_their_tasks_are_not_to_blame(
         session = until(lambda pid=victim.pid: session_of(client, pid))
         until(lambda s=session: client.hlen(KEYS.in_flight(s)) > 4)
         victim.suspend()
+        client.hset(KEYS.control, "paused", "1")  # nobody finishes what is reaped, and so forgets the death
         held.append(victim)
         until(lambda s=session: not client.sismember(KEYS.sessions, s), within_s=LEASE_S + 20)
+        assert client.exists(KEYS.crash)
         if number == suspensions - 1 or len(held) > (workers - 1) // 2 or rng.random() < 0.3:
             while held:
                 held.pop(rng.randrange(len(held))).resume()
             until(lambda n=number + 1: sum(e["event"] == "session replaced" for e in fleet.events) == n)
             until(lambda: not client.exists(KEYS.crash))
+        client.delete(KEYS.control)
     until(lambda: is_done(client))
     assert fleet.stop() == [0] * workers
     assert assert_nothing_lost_or_doubled(client, fleet, tasks)["failed"] == 0
