@@ -292,6 +292,9 @@ class Courier:
             self._log.warning("dead session reaped", session=session)
         if kept.given_back or kept.crashed or kept.promoted:
             self._log.info("upkeep", given_back=kept.given_back, crashed=kept.crashed, promoted=kept.promoted)
+        strays = self._session.give_back_strays(self._held)
+        if strays:
+            self._log.warning("redis has lost what it had answered; tasks given back", given_back=strays)
 
     def _let_others_come_back(self) -> None:
         """Redis was away, or this process was suspended: leases that have run out meanwhile say nothing."""

@@ -328,7 +328,8 @@ def drain_in_a_crowd(crowd: Crowd, client: redis.Redis, tmp_path: Path, *, error
     expected = [error(i) for i in range(errors)]
 
     def lines() -> list[bytes]:
-        return [line for folder in set(folders) for line in raw_lines(folder)]
+        # An empty one ends a line that looked torn: a legacy drainer was in the middle of writing it.
+        return [line for folder in set(folders) for line in raw_lines(folder) if line]
 
     marks = sorted(draw.randrange(errors // 10, errors) for _ in range(kills))
     fed = 0

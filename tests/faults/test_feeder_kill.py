@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from faults_support import aof
 from redis.exceptions import RedisError
 
 from dlconsole.services.connection import connect
@@ -125,12 +126,6 @@ def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
         Feeder(server.url, urls, tmp_path).end()
         assert_each_task_was_fed_once(client)
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
-
-
-def aof(server: PrivateRedis) -> Path:
-    """The file that is appended to."""
-    (path,) = [*server.directory.glob("appendonly.aof"), *server.directory.glob("appendonlydir/*.incr.aof")]
-    return path
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 import redis
-from faults_support import KEYS, Fleet, assert_nothing_lost_or_doubled, counts, feed, is_done, item, until
+from faults_support import (
+    FULL,
+    KEYS,
+    Fleet,
+    assert_nothing_lost_or_doubled,
+    counts,
+    feed,
+    is_done,
+    item,
+    until,
+)
 
 from dlconsole.demo.web import SimulatedWeb
 from dlconsole.services.private_redis import PrivateRedis
@@ -105,23 +115,24 @@ def test_a_limit_that_is_reached_pauses_the_workers_before_the_disk_is_full(
     assert not said(fleet, "No space left")
 
 
+@pytest.mark.parametrize(("count", "processes"), [(600, 2), pytest.param(3000, 6, id="full", marks=FULL)])
 def test_a_disk_that_fills_pauses_the_workers_and_costs_no_task(
-    fleet: Fleet, client: redis.Redis, web: SimulatedWeb, small_disk: Path
+    count: int, processes: int, fleet: Fleet, client: redis.Redis, web: SimulatedWeb, small_disk: Path
 ) -> None:
     """By itself: the guard is off, or too slow."""
     fleet.store = small_disk / "store"
-    tasks = [item(web, i) for i in range(600)]
-    work_off_while_room_is_made(fleet, client, tasks, {"MAX_USED_PERCENT": "100"})
+    tasks = [item(web, i) for i in range(count)]
+    work_off_while_room_is_made(fleet, client, tasks, {"MAX_USED_PERCENT": "100"}, processes=processes)
     assert said(fleet, "No space left on device")
 
 
 def work_off_while_room_is_made(
-    fleet: Fleet, client: redis.Redis, tasks: list[bytes], settings: dict[str, str]
+    fleet: Fleet, client: redis.Redis, tasks: list[bytes], settings: dict[str, str], *, processes: int = 2
 ) -> None:
     """What is stored is taken away each time that all workers wait; it is whole, and nothing fails."""
     feed(client, tasks)
     guard = {f"GUARD__{name}": value for name, value in settings.items()}
-    fleet.start("--processes", "2", "--concurrency", "8", **guard)
+    fleet.start("--processes", str(processes), "--concurrency", "8", **guard)
     freed = 0
     while not is_done(client):
         until(lambda: is_done(client) or waiting_for(client))
