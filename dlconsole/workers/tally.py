@@ -42,7 +42,7 @@ class Tally:
             self.stored += 1
             self.bytes += outcome.size_bytes
 
-    def stats(self, *, at_ms: int, state: str, in_flight: int, fetching: int) -> SessionStats:
+    def stats(self, *, at_ms: int, state: str, waits: str, in_flight: int, fetching: int) -> SessionStats:
         """The totals, and the speeds since the last call."""
         now = time.monotonic()
         then, stored, failed, size = self._last
@@ -70,4 +70,5 @@ class Tally:
             reused=self._timings.reused,
             opened=self._timings.opened,
             version=__version__,
+            waits=waits,
         )
