@@ -39,6 +39,10 @@ BUFFER_BYTES: Final = 256 * 1024
 _DISCARD_BYTES: Final = 16 * 1024
 """How much of what is no image is read, to keep the connection; more closes it."""
 _MAX_EVENTS: Final = 256
+_MAX_TOLD: Final = 10_000
+"""Names whose addresses libcurl is taken to know: far fewer than the 30,000 it keeps."""
+_KEEP_TOLD_S: Final = 7 * 86_400
+"""How long libcurl may use what it was told: until it is told something newer."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -103,6 +107,7 @@ class _Transfer(Generic[T]):
         "headers",
         "opt_out",
         "refused",
+        "resolved",
         "sniffed",
     )
 
@@ -111,6 +116,7 @@ class _Transfer(Generic[T]):
         self.handle.transfer = self
         self.fetch: _Fetch[T] | None = None
         self.headers = bytearray()
+        self.resolved = False
         self._max_header_bytes = settings.max_header_bytes
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
@@ -173,6 +179,7 @@ class _Transfer(Generic[T]):
 def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+    handle.setopt(pycurl.DNS_CACHE_TIMEOUT, _KEEP_TOLD_S)
     handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
@@ -214,13 +221,12 @@ class CurlEngine(Generic[T]):
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._resolver = Resolver(dns, self._epoll)
         self._most_lookups = dns.lookups
+        self._told: dict[tuple[str, int], tuple[str, ...]] = {}
         self._looked_up: dict[str, list[_Fetch[T]]] = {}
         self._looking_up = 0
         self._ready: deque[_Fetch[T]] = deque()
         self._ended: list[Result[T]] = []
-        self._timer_at: float | None = None
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
         self._idle = list(self._all)
@@ -248,7 +254,8 @@ class CurlEngine(Generic[T]):
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
         dns_due_at = self._dns_due_at()
-        action = self._multi.socket_action
+        multi = self._multi
+        action = multi.socket_action
         for fd, events in self._epoll.poll(self._wait_s(timeout_s, dns_due_at), _MAX_EVENTS):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
@@ -263,8 +270,7 @@ class CurlEngine(Generic[T]):
             if events & select.EPOLLOUT:
                 mask |= pycurl.CSELECT_OUT
             action(fd, mask)
-        if self._timer_at is not None and time.monotonic() >= self._timer_at:
-            self._timer_at = None
+        if multi.timeout() == 0:  # asked for once a poll: its timer callback would be called twice a fetch
             action(pycurl.SOCKET_TIMEOUT, 0)
         if dns_due_at is not None:
             if time.monotonic() >= dns_due_at:
@@ -277,8 +283,12 @@ class CurlEngine(Generic[T]):
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
         if self._ended:
             return 0.0
-        due_at = min((at for at in (self._timer_at, dns_due_at) if at is not None), default=None)
-        return timeout_s if due_at is None else min(timeout_s, max(0.0, due_at - time.monotonic()))
+        libcurl_ms = self._multi.timeout()  # -1: none
+        if libcurl_ms >= 0:
+            timeout_s = min(timeout_s, libcurl_ms / 1000)
+        if dns_due_at is not None:
+            timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
+        return timeout_s
 
     def _dns_due_at(self) -> float | None:
         due_in_s = self._resolver.due_in_s
@@ -371,14 +381,25 @@ class CurlEngine(Generic[T]):
         try:
             handle.setopt(pycurl.URL, target.url)
             handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
-            # What libcurl would look up itself is told to it, until it wants to forget it (`+`).
-            known = [f"+{target.host}:{target.port}:{','.join(fetch.addresses)}"] if fetch.addresses else []
-            handle.setopt(pycurl.RESOLVE, known)
+            # What libcurl would look up itself is told to it, once for each answer.
+            if fetch.addresses and self._told.get((target.host, target.port)) is not fetch.addresses:
+                handle.setopt(pycurl.RESOLVE, [self._tell(target, fetch.addresses)])
+                transfer.resolved = True
+            elif transfer.resolved:
+                handle.setopt(pycurl.RESOLVE, [])
+                transfer.resolved = False
             self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
         transfer.fetch = fetch
         return None
+
+    def _tell(self, target: Target, addresses: tuple[str, ...]) -> str:
+        """A name's addresses for libcurl's cache, from which they may go (`+`) when they are old."""
+        if len(self._told) >= _MAX_TOLD:
+            self._told.clear()
+        self._told[target.host, target.port] = addresses
+        return f"+{target.host}:{target.port}:{','.join(addresses)}"
 
     def _collect(self) -> None:
         left = 1
@@ -493,7 +514,3 @@ class CurlEngine(Generic[T]):
             self._epoll.unregister(fd)
         except OSError:  # closed meanwhile, which unregistered it
             pass
-
-    def _on_timer(self, timeout_ms: int) -> None:
-        """libcurl says when it wants to be called again; -1: not at all."""
-        self._timer_at = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
