@@ -58,12 +58,13 @@ class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
     def __init__(self, settings: Settings, log: Logger, *, until_empty: bool = False) -> None:
-        """Raises StoreError where the store cannot be opened, ConfigError where a setting names nothing."""
+        """Raises StoreError where the store is none, ConfigError where a setting names nothing."""
         self._settings = settings
         self._log = log
         self._store = Store(settings.worker.store_dir)
+        self._guard = StoreGuard(settings.guard, self._store)
         self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency)
+        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, self._engine.timings)
         self._courier = Courier(
             settings,
             self._tally,
@@ -77,7 +78,6 @@ class Downloader:
             self._decoders = DecoderPool(settings.worker, log, self._engine.wake)
         self._epoch = 0
         self._drain_by: float | None = None
-        self._guard = StoreGuard(settings, self._store)
 
     def request_stop(self) -> None:
         """Claim and start no more, finish what runs, within `drain_s`. For signal handlers and threads."""
@@ -187,11 +187,15 @@ class Downloader:
         """Check what came, then store it, or have it decoded first."""
         if item.epoch != self._epoch:
             return
-        try:
-            checked = fetched if isinstance(fetched, Failure) else self._check(item, fetched.body)
-        except StoreError as error:
-            self._wait_for_store(item, error)
-            return
+        checked: _Picture | Failure
+        if isinstance(fetched, Failure):
+            checked = fetched
+        else:
+            try:
+                checked = self._check(item, fetched.body)
+            except StoreError as error:
+                self._wait_for_store(item, error, len(fetched.body))
+                return
         if self._decoders is not None and isinstance(checked, _Picture):
             self._decoders.submit(checked, checked.body, checked.format)
         else:
@@ -201,16 +205,20 @@ class Downloader:
         """Store an image that passed every check, and report how the task ended."""
         if item.epoch != self._epoch:
             return
-        try:
-            outcome = checked if isinstance(checked, Failure) else self._keep(checked)
-        except StoreError as error:
-            self._wait_for_store(item, error)
-            return
+        outcome: Outcome
+        if isinstance(checked, Failure):
+            outcome = checked
+        else:
+            try:
+                outcome = self._keep(checked)
+            except StoreError as error:
+                self._wait_for_store(item, error, len(checked.body))
+                return
         self._report(item.claimed, item.epoch, outcome)
 
-    def _wait_for_store(self, item: _Item, error: StoreError) -> None:
+    def _wait_for_store(self, item: _Item, error: StoreError, size_bytes: int) -> None:
         """A store that fails is no fault of the task, which waits for it."""
-        self._guard.failed(error)
+        self._guard.failed(error, size_bytes)
         self._courier.give_back(item.claimed, item.epoch)
 
     def _check(self, item: _Item, body: bytearray) -> _Picture | Failure:

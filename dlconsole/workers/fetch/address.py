@@ -68,13 +68,22 @@ class AddressGuard:
 
 def is_address(host: str) -> bool:
     """Whether a URL's host spells an address, so that there is nothing to look up."""
-    return _literal_address(host.rstrip(".")) is not None
+    host = host.rstrip(".")
+    # In every spelling the last part begins with a digit, or there is a colon: most names end here.
+    if ":" not in host and not host.rpartition(".")[2][:1].isdigit():
+        return False
+    return _cached_literal(host) is not None
 
 
 def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved:
         return False
     return not any(address in network for network in _UNSAFE)
+
+
+@lru_cache(maxsize=16384)
+def _cached_literal(host: str) -> str | None:
+    return _literal_address(host)
 
 
 def _literal_address(host: str) -> str | None:

@@ -28,6 +28,7 @@ from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, Result
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
+from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 
@@ -38,6 +39,10 @@ BUFFER_BYTES: Final = 256 * 1024
 _DISCARD_BYTES: Final = 16 * 1024
 """How much of what is no image is read, to keep the connection; more closes it."""
 _MAX_EVENTS: Final = 256
+_MAX_TOLD: Final = 10_000
+"""Names whose addresses libcurl is taken to know: far fewer than the 30,000 it keeps."""
+_KEEP_TOLD_S: Final = 7 * 86_400
+"""How long libcurl may use what it was told: until it is told something newer."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -93,15 +98,16 @@ class _Transfer(Generic[T]):
     __slots__ = (
         "_agent",
         "_max_header_bytes",
+        "begun",
         "blocked",
         "body",
         "discarded",
         "fetch",
         "handle",
         "headers",
-        "headers_left",
         "opt_out",
         "refused",
+        "resolved",
         "sniffed",
     )
 
@@ -109,40 +115,43 @@ class _Transfer(Generic[T]):
         self.handle = pycurl.Curl()
         self.handle.transfer = self
         self.fetch: _Fetch[T] | None = None
+        self.headers = bytearray()
+        self.resolved = False
         self._max_header_bytes = settings.max_header_bytes
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
-        self.handle.setopt(pycurl.HEADERFUNCTION, self.header)
+        # Called for each line, ten times a fetch: no Python in it. libcurl ends an answer at 300 KB of them.
+        self.handle.setopt(pycurl.HEADERFUNCTION, self.headers.extend)
         if not settings.proxy:
             self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
 
     def reset_answer(self) -> None:
         self.body = bytearray()
-        self.headers = bytearray()
-        self.headers_left = self._max_header_bytes
+        del self.headers[:]
         self.opt_out = ""
+        self.begun = False
         self.sniffed = False
         self.refused = False
         self.discarded = 0
         self.blocked = ""
 
-    def header(self, line: bytes) -> int | None:
-        """libcurl's header callback, called for each line; -1 ends the transfer."""
-        self.headers_left -= len(line)
-        if self.headers_left < 0:
-            return -1
-        self.headers += line
-        if len(line) == 2 and self._agent is not None:  # the empty line behind them
+    def _look_at_headers(self) -> None:
+        """Once they are complete: what is too long or opts out is not read on."""
+        if len(self.headers) > self._max_header_bytes:
+            self.refused = True
+        elif self._agent is not None:
             self.opt_out = opt_out_of(self.headers, self._agent)
             self.refused = bool(self.opt_out)
-        return None
 
     def write(self, data: bytes) -> int | None:
         """libcurl's write callback. What opts out or does not begin as an image is not kept, and soon not
         read.
         """
+        if not self.begun:
+            self.begun = True
+            self._look_at_headers()
         if self.refused:
             self.discarded += len(data)
             return 0 if self.discarded > _DISCARD_BYTES else None
@@ -170,6 +179,7 @@ class _Transfer(Generic[T]):
 def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+    handle.setopt(pycurl.DNS_CACHE_TIMEOUT, _KEEP_TOLD_S)
     handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
@@ -202,6 +212,7 @@ class CurlEngine(Generic[T]):
                 ssl.create_default_context(cafile=settings.ca_file)
             except OSError as error:  # SSLError is one
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
+        self.timings = Timings()
         self._settings = settings
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         self._multi = pycurl.CurlMulti()
@@ -210,13 +221,12 @@ class CurlEngine(Generic[T]):
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._resolver = Resolver(dns, self._epoll)
         self._most_lookups = dns.lookups
+        self._told: dict[tuple[str, int], tuple[str, ...]] = {}
         self._looked_up: dict[str, list[_Fetch[T]]] = {}
         self._looking_up = 0
         self._ready: deque[_Fetch[T]] = deque()
         self._ended: list[Result[T]] = []
-        self._timer_at: float | None = None
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
         self._idle = list(self._all)
@@ -244,7 +254,8 @@ class CurlEngine(Generic[T]):
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
         dns_due_at = self._dns_due_at()
-        action = self._multi.socket_action
+        multi = self._multi
+        action = multi.socket_action
         for fd, events in self._epoll.poll(self._wait_s(timeout_s, dns_due_at), _MAX_EVENTS):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
@@ -259,8 +270,7 @@ class CurlEngine(Generic[T]):
             if events & select.EPOLLOUT:
                 mask |= pycurl.CSELECT_OUT
             action(fd, mask)
-        if self._timer_at is not None and time.monotonic() >= self._timer_at:
-            self._timer_at = None
+        if multi.timeout() == 0:  # asked for once a poll: its timer callback would be called twice a fetch
             action(pycurl.SOCKET_TIMEOUT, 0)
         if dns_due_at is not None:
             if time.monotonic() >= dns_due_at:
@@ -273,8 +283,12 @@ class CurlEngine(Generic[T]):
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
         if self._ended:
             return 0.0
-        due_at = min((at for at in (self._timer_at, dns_due_at) if at is not None), default=None)
-        return timeout_s if due_at is None else min(timeout_s, max(0.0, due_at - time.monotonic()))
+        libcurl_ms = self._multi.timeout()  # -1: none
+        if libcurl_ms >= 0:
+            timeout_s = min(timeout_s, libcurl_ms / 1000)
+        if dns_due_at is not None:
+            timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
+        return timeout_s
 
     def _dns_due_at(self) -> float | None:
         due_in_s = self._resolver.due_in_s
@@ -336,6 +350,7 @@ class CurlEngine(Generic[T]):
 
     def _take_found(self) -> None:
         for name, answer in self._resolver.take_found():
+            self.timings.add_lookup(answer.asked_s)
             for fetch in self._looked_up.pop(name, ()):
                 self._looking_up -= 1
                 self._use(fetch, answer)
@@ -366,14 +381,25 @@ class CurlEngine(Generic[T]):
         try:
             handle.setopt(pycurl.URL, target.url)
             handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
-            # What libcurl would look up itself is told to it, until it wants to forget it (`+`).
-            known = [f"+{target.host}:{target.port}:{','.join(fetch.addresses)}"] if fetch.addresses else []
-            handle.setopt(pycurl.RESOLVE, known)
+            # What libcurl would look up itself is told to it, once for each answer.
+            if fetch.addresses and self._told.get((target.host, target.port)) is not fetch.addresses:
+                handle.setopt(pycurl.RESOLVE, [self._tell(target, fetch.addresses)])
+                transfer.resolved = True
+            elif transfer.resolved:
+                handle.setopt(pycurl.RESOLVE, [])
+                transfer.resolved = False
             self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
         transfer.fetch = fetch
         return None
+
+    def _tell(self, target: Target, addresses: tuple[str, ...]) -> str:
+        """A name's addresses for libcurl's cache, from which they may go (`+`) when they are old."""
+        if len(self._told) >= _MAX_TOLD:
+            self._told.clear()
+        self._told[target.host, target.port] = addresses
+        return f"+{target.host}:{target.port}:{','.join(addresses)}"
 
     def _collect(self) -> None:
         left = 1
@@ -386,6 +412,8 @@ class CurlEngine(Generic[T]):
 
     def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
         """Hand out the outcome and free the handle; text is a redirect's target: go on with it."""
+        if self.timings.wants_sample:
+            self._sample(transfer.handle)
         self._multi.remove_handle(transfer.handle)
         fetch = transfer.fetch
         self._release(transfer)
@@ -395,6 +423,19 @@ class CurlEngine(Generic[T]):
             self._hop(fetch, outcome)
         else:
             self._end(fetch, outcome)
+
+    def _sample(self, handle: Any) -> None:
+        connect_s, tls_s = handle.getinfo(pycurl.CONNECT_TIME), handle.getinfo(pycurl.APPCONNECT_TIME)
+        first_byte_s = handle.getinfo(pycurl.STARTTRANSFER_TIME)
+        if first_byte_s <= 0:  # none came
+            return
+        self.timings.add_fetch(
+            opened=handle.getinfo(pycurl.NUM_CONNECTS) > 0,
+            connect_s=connect_s,
+            tls_s=tls_s - connect_s if tls_s else 0.0,
+            first_byte_s=first_byte_s - handle.getinfo(pycurl.PRETRANSFER_TIME),
+            total_s=handle.getinfo(pycurl.TOTAL_TIME),
+        )
 
     def _hop(self, fetch: _Fetch[T], url: str) -> None:
         fetch.hops += 1
@@ -416,6 +457,9 @@ class CurlEngine(Generic[T]):
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
         handle = transfer.handle
         status = handle.getinfo(pycurl.RESPONSE_CODE)
+        if len(transfer.headers) > self._settings.max_header_bytes:
+            message = f"more than {self._settings.max_header_bytes} bytes of headers"
+            return Failure(FailureKind.CONNECT, message, status)
         if status == 200:
             if transfer.opt_out:
                 return Failure(FailureKind.OPT_OUT, transfer.opt_out, status)
@@ -438,10 +482,6 @@ class CurlEngine(Generic[T]):
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         if code == pycurl.E_WRITE_ERROR and transfer.refused:  # enough of an error page was read
             return self._answer(transfer)
-        if code == pycurl.E_WRITE_ERROR and transfer.headers_left < 0:
-            return Failure(
-                FailureKind.CONNECT, f"more than {self._settings.max_header_bytes} bytes of headers"
-            )
         kind = _KINDS.get(code, FailureKind.CONNECT)
         status = transfer.handle.getinfo(pycurl.RESPONSE_CODE) or None
         return Failure(kind, message or f"libcurl error {code}", status)
@@ -474,7 +514,3 @@ class CurlEngine(Generic[T]):
             self._epoll.unregister(fd)
         except OSError:  # closed meanwhile, which unregistered it
             pass
-
-    def _on_timer(self, timeout_ms: int) -> None:
-        """libcurl says when it wants to be called again; -1: not at all."""
-        self._timer_at = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
