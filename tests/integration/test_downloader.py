@@ -68,6 +68,8 @@ def test_totals_agree_with_what_the_web_was_asked_to_do(
     settings: Settings, redis_client: redis.Redis, web: SimulatedWeb
 ) -> None:
     settings = changed(settings, "worker", concurrency=64)
+    settings = changed(settings, "fetch", per_host=64, park_s=0)  # the web is one host, which stays open
+    settings = changed(settings, "retry", retry_after_s=0)
     urls = list(demo_urls(f"http://{web.address}", 1500))
     redis_client.lpush(KEYS.task, *(task(url, f"/ds/{i % 7}/{i}.jpg") for i, url in enumerate(urls)))
     run(settings)
