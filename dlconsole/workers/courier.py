@@ -316,7 +316,7 @@ class Courier:
         """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
         counts once.
         """
-        put_back = 0
+        put_back = ended = 0
         while self._reports:
             taken = [self._reports[i] for i in range(min(len(self._reports), self._settings.worker.batch))]
             reports = [report for report in taken if report.epoch == self.epoch]
@@ -331,7 +331,8 @@ class Courier:
             for report in reports:
                 self._held.pop(report.field, None)
             put_back += counted.put_back
-        if put_back:  # they may be all that the queue has
+            ended += counted.stored + counted.failed
+        if put_back and not ended:  # the queue may have nothing but such tasks
             self._claim_at = time.monotonic() + _IDLE_CLAIM_S
         elif self._until_empty and not self._held:
             self._claim_at = 0.0  # the claim that decides whether this is the end

@@ -160,6 +160,7 @@ class Downloader:
                 claimed = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
                 return
+            self._learn()  # what the courier learnt before it claimed this one
             self._take(claimed)
             taken = True
         if taken and len(tasks) <= self._settings.worker.batch // 2:
