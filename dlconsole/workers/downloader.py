@@ -128,7 +128,7 @@ class Downloader:
     def _wait_s(self) -> float:
         if self._drain_by is not None:
             return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
-        due_in_s = self._turns.due_in_s()
+        due_in_s = self._turns.due_in_s() if self._engine.free else None
         return _POLL_S if due_in_s is None else min(_POLL_S, due_in_s)
 
     def _hold(self, why: str) -> None:
@@ -211,9 +211,11 @@ class Downloader:
 
     def _heed(self, host: str, answer: Fetched | Failure) -> None:
         """Park the host that asked for it, whoever redirected there; other answers forgive in time."""
-        if isinstance(answer, Fetched) or (answer.status is not None and answer.status not in REFUSALS):
+        if answer.status is None:
+            return
+        if isinstance(answer, Fetched) or answer.status not in REFUSALS:
             self._parks.answered(host)
-        elif answer.kind is FailureKind.HTTP_STATUS:
+        else:
             for_s = self._parks.refused(host, answer.retry_after_s)
             if for_s:
                 self._log.info("host parked", site=host, status=answer.status, for_s=round(for_s, 1))

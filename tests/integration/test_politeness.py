@@ -121,6 +121,22 @@ def test_a_rate_holds(polite: Settings, redis_client: redis.Redis) -> None:
     assert stored(redis_client) == 24
 
 
+def test_a_loop_without_a_free_slot_does_not_spin_for_a_host_that_is_due(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    polite = changed(changed(polite, "fetch", per_host_per_s=5), "worker", concurrency=2)
+    with HostWeb(Host(), held_by(gate), held_by(gate)) as web:
+        due, *held = web.hosts
+        feed(redis_client, tasks_of(due, 2) + tasks_of(held[0], 1) + tasks_of(held[1], 1))
+        worker = Running(polite, until_empty=True)
+        loop = worker.downloader
+        until(lambda: loop._turns.waiting == 1 and not loop._engine.free and loop._turns.due_in_s() == 0)
+        assert loop._wait_s() > 0.1
+        gate.set()
+        worker.thread.join(30)
+    assert stored(redis_client) == 4
+
+
 def test_stopping_gives_back_what_waits_in_its_order(
     polite: Settings, redis_client: redis.Redis, gate: threading.Event
 ) -> None:

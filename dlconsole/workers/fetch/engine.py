@@ -35,7 +35,9 @@ class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 
 class Engine(Protocol[T]):
-    """Runs up to `concurrency` fetches at once, in the caller's thread."""
+    """Runs up to `concurrency` fetches at once, in the caller's thread. Follows no redirect to a host that is
+    parked: that fetch ends as TurnedAway.
+    """
 
     @property
     def free(self) -> int:
