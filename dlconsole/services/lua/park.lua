@@ -10,7 +10,8 @@
 -- expires with its last entry.
 --
 -- Safe to repeat: a host's end only moves later, and a caller that repeats says what is left by then,
--- which is the same end. The type is checked first.
+-- which is the same end. The type is checked first; the removal comes before any command that Redis
+-- refuses when out of memory.
 
 local MAX_NAME = 255
 
@@ -19,7 +20,6 @@ if wrong then return wrong end
 
 local most, longest = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = clock()
-allow_without_memory(KEYS[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 for i = 3, #ARGV, 2 do
   local ends = string.format('%.0f', now + math.min(tonumber(ARGV[i + 1]), longest))
