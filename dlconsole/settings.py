@@ -6,6 +6,7 @@ Where the values come from is `config.py`'s matter; `docs/settings.md` is made f
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from ipaddress import ip_address, ip_network
@@ -53,6 +54,7 @@ TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + 
 )
 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
+CONTACT_RULE: Final = "a mail address or an http(s) URL, in up to 200 printable ASCII characters"
 IP_RULE: Final = "an address such as '10.1.2.3'"
 NETWORK_RULE: Final = "a network such as '10.0.0.0/8' or 'fd00::/8'"
 RESOLVER_RULE: Final = "an address with or without port, such as '10.0.0.2' or '[fd00::2]:53'"
@@ -128,6 +130,14 @@ def _check_user_agent(text: str) -> str:
     return text
 
 
+def _check_contact(text: str) -> str:
+    plain = len(text) <= 200 and text.isascii() and text.isprintable() and not set(text) & set(" ()<>")
+    is_mail = re.fullmatch(r"[^@:/]+@[^@:/]+\.[^@:/]+", text) is not None
+    if text and not (plain and (is_mail or re.match("https?://.", text))):
+        raise ValueError(f"expected {CONTACT_RULE}")
+    return text
+
+
 def _check_ip(text: str) -> str:
     try:
         return str(ip_address(text)) if text else text
@@ -196,6 +206,7 @@ _RULES: Final[dict[object, str]] = {
     _check_dataset: DATASET_RULE,
     _check_template: TEMPLATE_RULE,
     _check_user_agent: USER_AGENT_RULE,
+    _check_contact: CONTACT_RULE,
     _check_ip: IP_RULE,
     _split_list: f"a list, each {NETWORK_RULE}",
     _split_resolvers: f"a list, each {RESOLVER_RULE}",
@@ -284,7 +295,7 @@ class RetrySettings(Section):
     max_s: Seconds = Field(default=3600.0, gt=0, le=604_800)
     """Longest wait before any attempt."""
     retry_after_s: Seconds = Field(default=3600.0, ge=0, le=604_800)
-    """Longest wait that a server's Retry-After may ask for."""
+    """Longest wait that a server's Retry-After may ask for, for the task and for its host."""
     max_delayed: Count = Field(default=1_000_000, ge=0, le=100_000_000)
     """Most tasks that wait for a retry at once; more fail for good."""
 
@@ -326,7 +337,15 @@ class FetchSettings(Section):
     honour_opt_outs: bool = True
     """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "dlconsole (dataset downloader)"
-    """What the worker calls itself; name a contact here."""
+    """What the worker calls itself."""
+    contact: Annotated[str, AfterValidator(_check_contact)] = ""
+    """Where a site's owner reaches you, a mail address or a page; stands behind `user_agent`."""
+    per_host: Count = Field(default=8, ge=1, le=4096)
+    """Fetches of one host (of URLs) at the same time, in each process."""
+    per_host_per_s: float = Field(default=0.0, ge=0, le=10_000)
+    """Most fetches of one host that each process starts a second; 0: no limit."""
+    park_s: Seconds = Field(default=10.0, ge=0, le=86_400)
+    """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s`."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
     """Forward proxy for every fetch; empty: none. Proxy variables of the environment are ignored."""
     ca_file: Folder | None = None
@@ -335,6 +354,14 @@ class FetchSettings(Section):
     """Networks that may be fetched from although they are not public, on every port."""
     allow_ports: Ports = (80, 443)
     """Ports that may be fetched from."""
+
+    @property
+    def full_user_agent(self) -> str:
+        """What is sent: `user_agent` and the contact behind it."""
+        if not self.contact:
+            return self.user_agent
+        mail = "" if "://" in self.contact else "mailto:"
+        return f"{self.user_agent} (+{mail}{self.contact})"
 
 
 class DnsSettings(Section):
@@ -472,6 +499,11 @@ def rule_of(field: FieldInfo | None) -> str:
 def redis_name(settings: Settings) -> str:
     """Which Redis is in use, in words for a header or a log; never its password."""
     return mask_url(settings.redis) if settings.redis else "own Redis on this machine"
+
+
+def names_contact(fetch: FetchSettings) -> bool:
+    """Whether the User-Agent says how to reach somebody."""
+    return "@" in fetch.full_user_agent or "://" in fetch.full_user_agent
 
 
 def mask_url(url: str) -> str:

@@ -57,7 +57,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--ca-file", dest="fetch.ca_file", metavar="FILE", help="certificate authorities to trust for https"
     )
-    limits.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="name a contact here")
     checks = parser.add_argument_group("checks of an image")
     checks.add_argument(
         "--verify",
@@ -97,6 +96,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep bodies with another hash, in .dlconsole-mismatched below the store",
     )
+    manners = parser.add_argument_group("manners")
+    manners.add_argument(
+        "--per-host",
+        dest="fetch.per_host",
+        metavar="N",
+        help="fetches of one host at once, in each process (8)",
+    )
+    manners.add_argument(
+        "--per-host-rate",
+        dest="fetch.per_host_per_s",
+        metavar="N",
+        help="most fetches of one host a second, in each process (0: no limit)",
+    )
+    manners.add_argument(
+        "--park",
+        dest="fetch.park_s",
+        metavar="TIME",
+        help="first pause of a host that answers 429 or 503 and says no time (10s)",
+    )
+    manners.add_argument(
+        "--contact", dest="fetch.contact", metavar="TEXT", help="mail address or page, for the sites' owners"
+    )
+    manners.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="what it calls itself")
     ending = parser.add_argument_group("ending")
     ending.add_argument(
         "--drain", dest="worker.drain_s", metavar="TIME", help="how long running fetches may take (20s)"
@@ -108,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     from dlconsole import log
     from dlconsole.services import embedded
     from dlconsole.services.supervisor import WorkerGroup, stop_signals
-    from dlconsole.settings import redis_name
+    from dlconsole.settings import names_contact, redis_name
 
     loaded = load_settings(args)
     logger = log.configure(loaded.settings.log)
@@ -120,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
         processes=settings.worker.processes,
         store=str(settings.worker.store_dir.absolute()),
     )
+    if not names_contact(settings.fetch):
+        logger.warning("the sites' owners cannot reach you", todo="set fetch.contact (--contact)")
     group = WorkerGroup(settings, logger, until_empty=args.until_empty)
     asked = threading.Event()
 

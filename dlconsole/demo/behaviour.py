@@ -184,9 +184,12 @@ def plan_of(url: str, shares: Shares, seed: int) -> Plan:
     return Plan(behaviour or _pick(draw / 2**64, shares), number, late / 2**32)
 
 
-def demo_urls(base: str, count: int) -> Iterator[str]:
-    """`count` URLs on an origin such as `http://127.0.0.1:8000`; the port does not change the answers."""
-    return (f"{base}/img/{index:06d}.jpg" for index in range(count))
+def demo_urls(base: str, count: int, *more: str) -> Iterator[str]:
+    """`count` URLs on an origin such as `http://127.0.0.1:8000`, and on more of them in turn; the port does
+    not change the answers.
+    """
+    bases = (base, *more)
+    return (f"{bases[index % len(bases)]}/img/{index:06d}.jpg" for index in range(count))
 
 
 def _plain_host(host: str) -> bytes:

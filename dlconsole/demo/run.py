@@ -36,6 +36,8 @@ _TEND_S: Final = 0.1
 _POLL_S: Final = 0.25
 MAX_BYTES: Final = 2 * 2**20
 """The byte cap of the demo's fetches, below the simulated web's oversized answers."""
+_HOSTS: Final = tuple(f"127.0.0.{i}" for i in range(1, 65))
+"""The hosts of the simulated web, so that it is none of them that sets the pace."""
 _STALLED_S: Final = 60.0
 """The demo gives up when nothing has moved for this long."""
 
@@ -204,6 +206,8 @@ class Demo:
     def _web_config(self) -> WebConfig:
         latency_s = 0.25 if self._plan.watched else 0.02
         return WebConfig(
+            host=_HOSTS[0],
+            more_hosts=_HOSTS[1:],
             shares=self._plan.shares,
             seed=self._plan.seed,
             latency_s=latency_s,
@@ -212,7 +216,7 @@ class Demo:
         )
 
     def _settings(self, redis_url: str, web: SimulatedWeb) -> Settings:
-        """The web is reached directly at its own loopback address; a real list through it as a proxy."""
+        """The web is reached directly at its own loopback addresses; a real list through it as a proxy."""
         fetch = FetchSettings(deadline_s=3.0, max_bytes=MAX_BYTES, allow_networks=("127.0.0.0/8",))
         if self._plan.urls is not None:
             proxied = {"proxy": f"http://{web.address}", "ca_file": web.ca_path, "allow_networks": ()}
@@ -242,7 +246,8 @@ class Demo:
         if self._plan.urls is not None:
             return self._plan.urls
         path = self._folder / "urls.txt"
-        path.write_text("".join(f"{url}\n" for url in demo_urls(f"http://{web.address}", self._plan.tasks)))
+        first, *more = web.origins
+        path.write_text("".join(f"{url}\n" for url in demo_urls(first, self._plan.tasks, *more)))
         return path
 
     def _stop_workers(self) -> None:

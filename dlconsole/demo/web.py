@@ -101,6 +101,12 @@ class SimulatedWeb:
         self._child: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The URL base of each of its hosts, once it runs."""
+        port = self.address.rpartition(":")[2]
+        return tuple(f"http://[{h}]:{port}" if ":" in h else f"http://{h}:{port}" for h in self.config.hosts)
+
     def __enter__(self) -> Self:
         """Start it and wait until it listens. Raises DlconsoleError if it cannot."""
         # The file has no name on disk; a pipe that nobody reads could block the child.

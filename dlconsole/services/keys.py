@@ -83,6 +83,11 @@ class Keys:
         return self._prefix + "crash"
 
     @property
+    def parked(self) -> str:
+        """ZSET: host of a URL → until when nothing is asked of it, ms of the server's clock."""
+        return self._prefix + "parked"
+
+    @property
     def workers(self) -> str:
         """HASH: session id → `SessionStats` as JSON, overwritten each heartbeat."""
         return self._prefix + "workers"

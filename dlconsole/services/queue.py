@@ -56,24 +56,28 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What an ack counted. `fenced`: the lease has run out, whatever else is held is lost."""
+    """What an ack counted. `put_back`: were put off and found the delayed set full. `fenced`: the lease has
+    run out, whatever else is held is lost.
+    """
 
     stored: int
     failed: int
     delayed: int
+    put_back: int
     fenced: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """A task to be tried again: its field, in how long, the item with its history, and the error item
-    that it becomes where the delayed set is full.
+    that it becomes where the delayed set is full. One without was not tried, only put off: where the set
+    is full it goes to the queue's far end.
     """
 
     field: str
     delay_ms: int
     item: bytes
-    error_item: bytes
+    error_item: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +213,11 @@ class Session:
             self._keys.lease,
             self._keys.delayed,
             self._keys.crash,
+            self._keys.task,
         ]
         code, *numbers = self._run("ack", keys, self.id, *arguments)
-        n_stored, n_failed, n_delayed = numbers
-        return Counted(n_stored, n_failed, n_delayed, fenced=code == b"FENCED")
+        n_stored, n_failed, n_delayed, n_put_back = numbers
+        return Counted(n_stored, n_failed, n_delayed, n_put_back, fenced=code == b"FENCED")
 
     def renew(self, stats: SessionStats) -> int:
         """Renew the lease and publish statistics; the server's clock in ms. Raises FencedError."""

@@ -1,8 +1,8 @@
 """The worker's thread for Redis: claims ahead, acks in batches, keeps the lease, reports.
 
-It shares with the fetch loop two deques (tasks in, reports out), one flag that the session was
-replaced, and nothing else. Redis going away stops neither: the loop works through what it has, and
-the courier tries again with growing pauses until the server is back.
+It shares with the fetch loop four deques (tasks in, reports out; parked hosts in and out), one number
+that counts sessions, and nothing else. Redis going away stops neither: the loop works through what it
+has, and the courier tries again with growing pauses until the server is back.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
 import msgspec
 import redis
 
-from dlconsole.errors import FencedError, RedisUnavailable
+from dlconsole.errors import FencedError, RedisUnavailable, RedisUnusable
 from dlconsole.log import Logger
 from dlconsole.model import SessionStats
-from dlconsole.services import checks, hosts, upkeep
+from dlconsole.services import checks, hosts, parked, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
@@ -45,8 +45,8 @@ _MAX_WHY: Final = 300
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
-    """An attempt's end: the task's field, the session it was claimed in, and, where it failed, either
-    the error item or the retry.
+    """An attempt's end: the task's field, the session it was claimed in, and, where it failed or was put
+    off, either the error item or the retry.
     """
 
     field: str
@@ -77,8 +77,14 @@ class Courier:
         until_empty: bool,
         wake_loop: Callable[[], None],
         fetching: Callable[[], int],
+        waiting: Callable[[], Sequence[Claimed]],
     ) -> None:
+        """`wake_loop` ends a poll that waits; `fetching` is how many fetches run; `waiting` are the tasks
+        that the loop has taken and not started.
+        """
         self.tasks: deque[Claimed] = deque()
+        self.learnt: deque[tuple[str, float]] = deque()
+        """Hosts that the fleet has parked, with the seconds that were left of it."""
         self.ending = Ending.NONE
         self.failure: Exception | None = None
         """Why the thread ended before its time."""
@@ -92,8 +98,12 @@ class Courier:
         self._until_empty = until_empty
         self._wake_loop = wake_loop
         self._fetching = fetching
+        self._waiting = waiting
         self._reports: deque[Report] = deque()
         self._returns: deque[tuple[Claimed, int]] = deque()
+        self._parked: deque[tuple[str, float]] = deque()
+        """Hosts parked here that the fleet is still to be told of, each with its end (`monotonic`)."""
+        self._cannot_share = False
         self._held_up = ""
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
@@ -130,6 +140,11 @@ class Courier:
     def give_back(self, claimed: Claimed, epoch: int) -> None:
         """Give one task back untouched, for another worker or a better time."""
         self._returns.append((claimed, epoch))
+
+    def park(self, host: str, for_s: float) -> None:
+        """Tell the fleet that a host asked to be left alone."""
+        self._parked.append((host, time.monotonic() + for_s))
+        self._work.set()
 
     def hold(self, why: str) -> None:
         """While there is a `why`, claim nothing, and give back what is not started."""
@@ -216,6 +231,8 @@ class Courier:
         self._watch_loop()
         if now >= self._beat_at:
             self._beat()
+        if self._parked:
+            self._share_parked()
         if now >= self._upkeep_at:
             self._upkeep()
         if self._reports:
@@ -304,6 +321,7 @@ class Courier:
         """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
         counts once.
         """
+        put_back = ended = 0
         while self._reports:
             taken = [self._reports[i] for i in range(min(len(self._reports), self._settings.worker.batch))]
             reports = [report for report in taken if report.epoch == self.epoch]
@@ -317,7 +335,11 @@ class Courier:
                 self._reports.popleft()
             for report in reports:
                 self._held.pop(report.field, None)
-        if self._until_empty and not self._held:
+            put_back += counted.put_back
+            ended += counted.stored + counted.failed
+        if put_back and not ended:  # the queue may have nothing but such tasks
+            self._claim_at = time.monotonic() + _IDLE_CLAIM_S
+        elif self._until_empty and not self._held:
             self._claim_at = 0.0  # the claim that decides whether this is the end
 
     def _give_back(self) -> None:
@@ -347,6 +369,7 @@ class Courier:
         session, whose death then counts for it: else a task that does this would do it for ever.
         """
         self._flush()
+        self._returns.extend((claimed, self.epoch) for claimed in self._waiting())
         self._held_up = self._held_up or "given up"
         self._give_back()
 
@@ -371,6 +394,28 @@ class Courier:
             self._reporter.publish(self._server_ms)
         except RedisUnavailable as error:  # out of memory, say: the work goes on without it
             self._log.debug("nothing published", error=str(error))
+        self._share_parked()
+
+    def _share_parked(self) -> None:
+        """Tell the fleet of the hosts that were parked here, and learn of all that are. Where that cannot be,
+        the work goes on: each worker then learns by being refused itself.
+        """
+        ends = [self._parked.popleft() for _ in range(len(self._parked))]
+        now = time.monotonic()
+        new = {host: end - now for host, end in ends if end > now}
+        try:
+            found = parked.exchange(self._client, self._keys, self._settings.redis, new)
+        except RedisUnavailable as error:
+            self._parked.extendleft(reversed(ends))
+            self._log.debug("parked hosts not shared", error=str(error))
+            return
+        except RedisUnusable as error:
+            if not self._cannot_share:
+                self._log.warning("parked hosts are not shared", error=str(error))
+            self._cannot_share = True
+            return
+        self._cannot_share = False
+        self.learnt.extend(found.items())
 
     def _stats(self) -> SessionStats:
         return self._tally.stats(

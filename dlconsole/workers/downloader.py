@@ -1,7 +1,8 @@
 """One worker process: claim → fetch → check → store → ack.
 
 The fetch loop owns this thread, libcurl and the disk; the courier's thread owns Redis. Tasks are
-claimed ahead of need and acked behind it, so the loop never waits for the queue.
+claimed ahead of need and acked behind it, so the loop never waits for the queue. Between the two,
+politeness: a task waits here until it is its host's turn, and in Redis while its host is parked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
 from dlconsole.workers.fetch.curl import CurlEngine
-from dlconsole.workers.fetch.engine import Engine, Fetched
-from dlconsole.workers.fetch.urls import target_of
+from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.parks import REFUSALS, Parks
+from dlconsole.workers.fetch.turns import HostTurns
+from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.files import MISMATCHED, Place, Store, place_of
 from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.hashes import digest_of, wanted_digest
@@ -28,19 +31,24 @@ from dlconsole.workers.tally import Tally
 from dlconsole.workers.verify import DecoderPool
 
 _POLL_S: Final = 0.5
+_WAITING_BATCHES: Final = 4
+"""How many batches of tasks may wait for their host's turn before no more are taken."""
 _CLOSE_S: Final = 5.0
 """How long reports and give-backs may take at the end, once fetching has stopped."""
 
 
 class _Item:
-    """A task under way: what was claimed, where its image goes, its hash, and in which session."""
+    """A task under way: what was claimed, what is fetched, where its image goes, its hash, and in which
+    session.
+    """
 
-    __slots__ = ("claimed", "epoch", "hash", "place")
+    __slots__ = ("claimed", "epoch", "hash", "place", "target")
 
-    def __init__(self, claimed: Claimed, epoch: int, place: Place, told_hash: object) -> None:
+    def __init__(self, claimed: Claimed, epoch: int, place: Place, target: Target, told_hash: object) -> None:
         self.claimed = claimed
         self.epoch = epoch
         self.place = place
+        self.target = target
         self.hash = told_hash
 
 
@@ -63,7 +71,12 @@ class Downloader:
         self._log = log
         self._store = Store(settings.worker.store_dir)
         self._guard = StoreGuard(settings.guard, self._store)
-        self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
+        self._parks = Parks(settings.fetch, settings.retry)
+        self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
+        self._most_waiting = _WAITING_BATCHES * settings.worker.batch
+        self._engine: Engine[_Item] = CurlEngine(
+            settings.fetch, settings.dns, settings.worker.concurrency, self._parks.is_parked
+        )
         self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, self._engine.timings)
         self._courier = Courier(
             settings,
@@ -72,6 +85,7 @@ class Downloader:
             until_empty=until_empty,
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
+            waiting=lambda: [item.claimed for item in self._turns.peek()],
         )
         self._decoders: DecoderPool[_Picture] | None = None
         if settings.worker.verify == "decode":
@@ -99,10 +113,11 @@ class Downloader:
                 self._courier.loop_moves()
                 if self._courier.epoch != self._epoch:
                     self._drop_session()
-                self._courier.hold(self._guard.look())
+                self._hold(self._guard.look())
+                self._learn()
                 self._fill()
                 for result in self._engine.poll(self._wait_s()):
-                    self._settle(result.token, result.outcome)
+                    self._settle(result)
                 if self._decoders is not None:
                     for picture, failure in self._decoders.take():
                         self._finish(picture.item, failure or picture)
@@ -134,7 +149,7 @@ class Downloader:
             return True
         if self._drain_by is not None:  # what was not started is given back
             return self._running == 0 or time.monotonic() >= self._drain_by
-        return self._running == 0 and not self._courier.tasks
+        return self._running == 0 and not self._courier.tasks and not self._turns.waiting
 
     @property
     def _decoding(self) -> int:
@@ -144,30 +159,56 @@ class Downloader:
     def _running(self) -> int:
         return self._engine.running + self._decoding
 
+    @property
+    def _can_start(self) -> bool:
+        """Whether there is a free handle. An image that waits to be decoded takes up one, so that where
+        decoding is slower than the web, fetching waits for it.
+        """
+        return self._engine.free > self._decoding
+
     def _wait_s(self) -> float:
         if self._drain_by is not None:
             return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
-        return _POLL_S
+        due_in_s = self._turns.due_in_s() if self._can_start else None
+        return _POLL_S if due_in_s is None else min(_POLL_S, due_in_s)
+
+    def _hold(self, why: str) -> None:
+        """While there is a `why`, what is not started goes back."""
+        self._courier.hold(why)
+        if why:
+            for item in self._turns.drop_all():
+                self._courier.give_back(item.claimed, item.epoch)
+
+    def _learn(self) -> None:
+        """Park the hosts that other workers were refused by."""
+        learnt = self._courier.learnt
+        while learnt:
+            host, left_s = learnt.popleft()
+            self._parks.learn(host, left_s)
+            if self._parks.is_parked(host):
+                self._put_off_waiting(host)
 
     def _fill(self) -> None:
-        """Start fetches for as many waiting tasks as there are free handles. An image that waits to be
-        decoded takes up one, so that where decoding is slower than the web, fetching waits for it.
-        """
+        """Start as many tasks as there are free handles: those that waited for their host first."""
         if self._drain_by is not None or self._guard.why:
             return
-        tasks, engine = self._courier.tasks, self._engine
-        started = False
-        while engine.free > self._decoding and tasks:
+        tasks, engine, turns = self._courier.tasks, self._engine, self._turns
+        while self._can_start and (item := turns.next()) is not None:
+            engine.start(item, item.target)
+        taken = False
+        while self._can_start and tasks and turns.waiting < self._most_waiting:
             try:
                 claimed = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
                 return
-            self._start(claimed)
-            started = True
-        if started and len(tasks) <= self._settings.worker.batch // 2:
+            self._learn()  # what the courier learnt before it claimed this one
+            self._take(claimed)
+            taken = True
+        if taken and len(tasks) <= self._settings.worker.batch // 2:
             self._courier.nudge()
 
-    def _start(self, claimed: Claimed) -> None:
+    def _take(self, claimed: Claimed) -> None:
+        """Start a task, or let it wait for its host."""
         task = decode_task(claimed.raw)
         if task is None:
             self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not a task"))
@@ -181,12 +222,22 @@ class Downloader:
         if target is None:
             self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not an http or https URL"))
             return
-        self._engine.start(_Item(claimed, self._epoch, place, task.hash), target)
+        item = _Item(claimed, self._epoch, place, target, task.hash)
+        if self._parks.is_parked(target.host):
+            self._put_off(item, target.host)
+        elif self._turns.take(target.host, item):
+            self._engine.start(item, target)
 
-    def _settle(self, item: _Item, fetched: Fetched | Failure) -> None:
-        """Check what came, then store it, or have it decoded first."""
+    def _settle(self, result: Result[_Item]) -> None:
+        """Heed what the host asks for; check what came, then store it, or have it decoded first."""
+        item, fetched = result.token, result.outcome
         if item.epoch != self._epoch:
             return
+        self._turns.done(item.target.host)
+        if isinstance(fetched, TurnedAway):
+            self._put_off(item, result.host)
+            return
+        self._heed(result.host, fetched)
         checked: _Picture | Failure
         if isinstance(fetched, Failure):
             checked = fetched
@@ -215,6 +266,37 @@ class Downloader:
                 self._wait_for_store(item, error, len(checked.body))
                 return
         self._report(item.claimed, item.epoch, outcome)
+
+    def _heed(self, host: str, answer: Fetched | Failure) -> None:
+        """Park the host that asked for it, whoever redirected there; other answers forgive in time."""
+        if answer.status is None:
+            return
+        if isinstance(answer, Fetched) or answer.status not in REFUSALS:
+            self._parks.answered(host)
+        else:
+            for_s = self._parks.refused(host, answer.retry_after_s)
+            if for_s:
+                self._log.info("host parked", site=host, status=answer.status, for_s=round(for_s, 1))
+                self._courier.park(host, for_s)
+                self._put_off_waiting(host)
+
+    def _put_off_waiting(self, host: str) -> None:
+        for item in self._turns.drop(host):
+            self._put_off(item, host)
+
+    def _put_off(self, item: _Item, host: str) -> None:
+        """Let a task wait in Redis until its host may be asked again. That is no attempt, unless the host
+        has been given up: else its tasks would wait for ever.
+        """
+        return_in_s = self._parks.return_in_s(host)
+        if self._parks.is_given_up(host):
+            message = f"{host} was not asked: it has refused everything for long"
+            failure = Failure(FailureKind.HTTP_STATUS, message, 503, return_in_s)
+            self._report(item.claimed, item.epoch, failure)
+            return
+        claimed = item.claimed
+        later = Retry(claimed.field, round(return_in_s * 1000), claimed.raw)
+        self._courier.report(Report(claimed.field, item.epoch, retry=later))
 
     def _wait_for_store(self, item: _Item, error: StoreError, size_bytes: int) -> None:
         """A store that fails is no fault of the task, which waits for it."""
@@ -294,5 +376,6 @@ class Downloader:
         """The courier has a new session: whatever runs belonged to the old one."""
         self._epoch = self._courier.epoch
         self._engine.cancel_all()
+        self._turns.clear()
         if self._decoders is not None:
             self._decoders.cancel_all()

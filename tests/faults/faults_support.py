@@ -72,6 +72,7 @@ class Fleet:
             "WORKER__DRAIN_S": "2",
             "FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
             "FETCH__DEADLINE_S": "5",
+            "FETCH__PER_HOST": "4096",  # the web is one host
             "RETRY__BASE_S": "0.2",
             "GUARD__CHECK_S": "0.2",
         }

@@ -1,8 +1,10 @@
-"""What the worker's tests share: settings for one store, and the simulated web."""
+"""What the worker's tests share: settings for one store, the simulated web, workers in threads."""
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 import redis
 
+from dlconsole import log
 from dlconsole.demo.web import SimulatedWeb, WebConfig
 from dlconsole.services.keys import Keys
 from dlconsole.settings import Settings
+from dlconsole.workers.downloader import Downloader
 
 KEYS = Keys("ds")
 
@@ -58,3 +62,47 @@ def task(url: str, path: str | None = None, **more: object) -> bytes:
 def errors_of(client: redis.Redis) -> list[dict[str, Any]]:
     """The error list, oldest first."""
     return [json.loads(item) for item in reversed(client.lrange(KEYS.error, 0, -1))]
+
+
+def changed(settings: Settings, section: str, **values: object) -> Settings:
+    """The settings with some of one section changed."""
+    merged = settings.model_dump() | {section: settings.model_dump()[section] | values}
+    return Settings.model_validate(merged)
+
+
+def stored_files(settings: Settings) -> list[Path]:
+    return [p for p in settings.worker.store_dir.rglob("*") if p.is_file()]
+
+
+RUNNING: list[Running] = []
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test() -> Iterator[None]:
+    yield
+    while RUNNING:
+        RUNNING.pop().stop()
+
+
+class Running:
+    """A downloader in a thread, so that the test can stop it."""
+
+    def __init__(self, settings: Settings, *, until_empty: bool = False) -> None:
+        self.log = io.StringIO()
+        self.downloader = Downloader(settings, log.configure(settings.log, self.log), until_empty=until_empty)
+        self.outcome: object = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        RUNNING.append(self)
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self.downloader.run()
+        except Exception as error:
+            self.outcome = error
+
+    def stop(self) -> object:
+        self.downloader.request_stop()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        return self.outcome

@@ -282,6 +282,38 @@ def test_retries_beyond_the_cap_fail_for_good(redis_client: redis.Redis, opened)
     assert redis_client.get(KEYS.failed) == b"2"
 
 
+def test_what_was_only_put_off_waits_unchanged_and_never_fails(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 4)
+    session = opened(max_delayed=1)
+    items = session.claim(3).items
+    put_off = [Retry(c.field, 0, c.raw) for c in items]
+    counted = session.ack([], [], put_off)
+    assert (counted.delayed, counted.failed, counted.put_back) == (1, 0, 2)
+    again = session.ack([], [], put_off)
+    assert (again.delayed, again.failed, again.put_back) == (0, 0, 0)
+    assert redis_client.exists(KEYS.error, KEYS.failed, KEYS.stored) == 0
+    last_of_all = [c.raw for c in items[1:]]
+    assert queued(redis_client)[1:] == last_of_all
+    assert keep(redis_client).promoted == 1
+    assert queued(redis_client)[0] == items[0].raw
+
+
+def test_what_was_only_put_off_keeps_its_deaths(redis_client: redis.Redis, opened) -> None:
+    """It was not worked on, so it may still be what killed them."""
+    feed(redis_client, 1)
+    for _ in range(MAX_DEATHS - 1):
+        dead = opened()
+        dead.claim(1)
+        expire(redis_client, dead)
+        keep(redis_client)
+    session = opened()
+    claim = session.claim(1)
+    assert claim.solo
+    session.ack([], [], [Retry(claim.items[0].field, 0, claim.items[0].raw)])
+    keep(redis_client)
+    assert session.claim(1).solo
+
+
 def test_upkeep_works_when_redis_is_out_of_memory(redis_client: redis.Redis, opened) -> None:
     feed(redis_client, 4)
     session = opened()

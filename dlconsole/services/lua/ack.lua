@@ -1,5 +1,5 @@
 -- Report outcomes: count each final one once, put failed tasks on the error list and those that are
--- tried again into the delayed set.
+-- tried again, or put off, into the delayed set.
 --
 -- KEYS[1]  HASH    in flight   '<batch>:<i>' -> raw item
 -- KEYS[2]  STRING  stored      counter, shared with legacy workers
@@ -8,13 +8,16 @@
 -- KEYS[5]  ZSET    lease       session id -> deadline, ms
 -- KEYS[6]  ZSET    delayed     '<id>:<raw item>' -> due, ms
 -- KEYS[7]  HASH    crash       sha1 of an item -> the sessions that died holding it
+-- KEYS[8]  LIST    queue       shared with legacy workers
 -- ARGV     sid, ttl_ms, the delayed set's largest size, s, f, then s fields of stored tasks, then f
---          pairs (field, error item), then (field, delay in ms, item, error item) for each retry
--- Returns  {code, stored, failed, delayed}: code 'OK', or 'FENCED' when the lease is missing or past;
---          the numbers are what was counted now.
+--          pairs (field, error item), then (field, delay in ms, item, error item) for each retry; a
+--          task that was not tried, only put off, has '' for an error item
+-- Returns  {code, stored, failed, delayed, put back}: code 'OK', or 'FENCED' when the lease is missing
+--          or past; the numbers are what was counted now.
 --
--- A retry that finds the delayed set full fails for good instead, with its error item. An item that is
--- finished, however it ended, did not kill its session: the deaths of others that held it are forgotten.
+-- A retry that finds the delayed set full fails for good instead, with its error item; what was only put
+-- off goes back to the queue's far end, behind all others. An item that is finished, however it ended,
+-- did not kill its session: the deaths of others that held it are forgotten; not of what was put off.
 --
 -- Safe to repeat: a task counts only where HDEL finds its field, so sending an ack twice, or after
 -- the tasks went to another session, changes nothing. Types are checked first, and HDEL comes before
@@ -22,7 +25,8 @@
 
 local wrong = expect(KEYS[1], 'hash') or expect(KEYS[2], 'string') or expect(KEYS[3], 'string')
   or expect(KEYS[4], 'list') or expect(KEYS[5], 'zset') or expect(KEYS[6], 'zset')
-  or expect(KEYS[7], 'hash') or expect_number(KEYS[2]) or expect_number(KEYS[3])
+  or expect(KEYS[7], 'hash') or expect(KEYS[8], 'list')
+  or expect_number(KEYS[2]) or expect_number(KEYS[3])
 if wrong then return wrong end
 
 local sid, max_delayed = ARGV[1], tonumber(ARGV[3])
@@ -36,7 +40,7 @@ local function forget_deaths(field)
   if item then redis.call('HDEL', KEYS[7], redis.sha1hex(item)) end
 end
 
-local stored, failed, delayed = 0, 0, 0
+local stored, failed, delayed, put_back = 0, 0, 0, 0
 for from = 6, first_failed - 1, CHUNK do
   local to = math.min(from + CHUNK - 1, first_failed - 1)
   if has_deaths then
@@ -52,22 +56,26 @@ for i = first_failed, first_retry - 1, 2 do
   end
 end
 for i = first_retry, #ARGV, 4 do
-  forget_deaths(ARGV[i])
+  local was_tried = ARGV[i + 3] ~= ''
+  if was_tried then forget_deaths(ARGV[i]) end
   if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then
     if redis.call('ZCARD', KEYS[6]) < max_delayed then
       -- The id keeps two equal items apart; it has no colon but the one behind it.
       local id = sid .. '/' .. string.gsub(ARGV[i], ':', '.')
       redis.call('ZADD', KEYS[6], string.format('%.0f', now + ARGV[i + 1]), id .. ':' .. ARGV[i + 2])
       delayed = delayed + 1
-    else
+    elseif was_tried then
       redis.call('LPUSH', KEYS[4], ARGV[i + 3])
       failed = failed + 1
+    else
+      redis.call('LPUSH', KEYS[8], ARGV[i + 2])
+      put_back = put_back + 1
     end
   end
 end
 if stored > 0 then redis.call('INCRBY', KEYS[2], stored) end
 if failed > 0 then redis.call('INCRBY', KEYS[3], failed) end
 
-if not is_live(KEYS[5], sid, now) then return {'FENCED', stored, failed, delayed} end
+if not is_live(KEYS[5], sid, now) then return {'FENCED', stored, failed, delayed, put_back} end
 renew(KEYS[5], sid, now, ARGV[2])
-return {'OK', stored, failed, delayed}
+return {'OK', stored, failed, delayed, put_back}

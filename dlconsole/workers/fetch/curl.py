@@ -26,7 +26,7 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
-from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.engine import Fetched, Result, TurnedAway
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target, target_of
@@ -185,7 +185,7 @@ def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, _ms(settings.connect_timeout_s))
     handle.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
-    handle.setopt(pycurl.USERAGENT, settings.user_agent)
+    handle.setopt(pycurl.USERAGENT, settings.full_user_agent)
     handle.setopt(pycurl.LOW_SPEED_LIMIT, settings.min_bytes_per_s)
     handle.setopt(pycurl.LOW_SPEED_TIME, round(settings.min_rate_window_s))
     # Nothing is unpacked here: what comes packed all the same does not begin as a picture does.
@@ -203,9 +203,16 @@ def _ms(seconds: float) -> int:
 class CurlEngine(Generic[T]):
     """See `Engine`. Owns `concurrency` easy handles and one multi handle."""
 
-    def __init__(self, settings: FetchSettings, dns: DnsSettings, concurrency: int) -> None:
-        """Raises ConfigError where the file of certificate authorities cannot be read (with it every https
-        task would fail), or a resolver cannot be used.
+    def __init__(
+        self,
+        settings: FetchSettings,
+        dns: DnsSettings,
+        concurrency: int,
+        is_parked: Callable[[str], bool] = lambda _host: False,
+    ) -> None:
+        """`is_parked` says to which hosts no redirect is followed now. Raises ConfigError where the file of
+        certificate authorities cannot be read (with it every https task would fail), or a resolver cannot be
+        used.
         """
         if settings.ca_file is not None:
             try:
@@ -214,6 +221,7 @@ class CurlEngine(Generic[T]):
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self.timings = Timings()
         self._settings = settings
+        self._is_parked = is_parked
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         self._multi = pycurl.CurlMulti()
         self._epoll = select.epoll()
@@ -449,10 +457,13 @@ class CurlEngine(Generic[T]):
             self._end(fetch, Failure(FailureKind.REDIRECTS, message))
         else:
             fetch.target, fetch.addresses = target, ()
-            self._look_up(fetch)
+            if self._is_parked(target.host):
+                self._end(fetch, TurnedAway())
+            else:
+                self._look_up(fetch)
 
-    def _end(self, fetch: _Fetch[T], outcome: Fetched | Failure) -> None:
-        self._ended.append(Result(fetch.token, outcome))
+    def _end(self, fetch: _Fetch[T], outcome: Fetched | Failure | TurnedAway) -> None:
+        self._ended.append(Result(fetch.token, outcome, fetch.target.host))
 
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
         handle = transfer.handle

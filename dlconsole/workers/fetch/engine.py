@@ -21,15 +21,24 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
     body: bytearray
 
 
+class TurnedAway(msgspec.Struct, frozen=True, gc=False):
+    """A redirect led to a host that is not to be asked now: the fetch ended in front of it."""
+
+
 class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
-    """One finished fetch, with the token that it was started with (which is in no cycle: gc=False)."""
+    """One finished fetch, with the token that it was started with (which is in no cycle: gc=False), and the
+    host that it was at in the end, after redirects.
+    """
 
     token: T
-    outcome: Fetched | Failure
+    outcome: Fetched | Failure | TurnedAway
+    host: str
 
 
 class Engine(Protocol[T]):
-    """Runs up to `concurrency` fetches at once, in the caller's thread."""
+    """Runs up to `concurrency` fetches at once, in the caller's thread. Follows no redirect to a host that is
+    parked: that fetch ends as TurnedAway.
+    """
 
     timings: Timings
     """How long the parts of the fetches took."""

@@ -1,0 +1,135 @@
+"""Hosts that asked to be left alone (429, 503), and until when.
+
+A host's Retry-After is kept to; where it names none, each pause is twice the last. Another answer, some
+time after a pause, forgives. Pauses end later by a random part, so that a fleet does not come back at once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from dlconsole.settings import FetchSettings, RetrySettings
+
+REFUSALS: Final = frozenset({429, 503})
+"""Statuses by which a host asks for a pause."""
+MAX_KNOWN: Final = 20_000
+"""Hosts remembered; the ones that were parked longest ago are forgotten first."""
+_PATIENCE: Final = 5
+"""After how many refusals in a row, each behind a pause, waiting tasks begin to lose attempts."""
+_JITTER: Final = 0.25
+"""The largest part of a pause that is added to it at random."""
+_LEAST_LEARNT_S: Final = 0.5
+"""A pause of others that is shorter is not learnt: it is nearly over."""
+_RETURN_PER_S: Final = 100.0
+"""How many tasks that were put off come back a second behind the end of a pause, from one worker."""
+
+
+class _Park:
+    """One host's pauses: the end of the last one (this process's clock) and its length, how often in a row
+    it refused us at a pause's end, how many tasks were put off in this pause.
+    """
+
+    __slots__ = ("length_s", "postponed", "refusals", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.length_s = 0.0
+        self.refusals = 0
+        self.postponed = 0
+
+
+class Parks:
+    """For the fetch loop. Times are seconds from now."""
+
+    def __init__(
+        self, fetch: FetchSettings, retry: RetrySettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._first_s = fetch.park_s
+        self._longest_s = max(fetch.park_s, retry.max_s)
+        self._longest_asked_s = retry.retry_after_s
+        self._longest_learnt_s = max(self._longest_s, self._longest_asked_s) * (1 + _JITTER)
+        self._clock = clock
+        self._parks: OrderedDict[str, _Park] = OrderedDict()
+
+    def left_s(self, host: str) -> float:
+        """How long the host stays parked; 0 where it is not."""
+        park = self._parks.get(host) if self._parks else None
+        return max(0.0, park.until - self._clock()) if park is not None else 0.0
+
+    def is_parked(self, host: str) -> bool:
+        """Whether nothing is to be asked of the host now."""
+        return self.left_s(host) > 0
+
+    def refused(self, host: str, retry_after_s: float | None) -> float:
+        """The host answered 429 or 503: park it. How long, where that is longer than it was parked
+        already, for others to be told; else 0.
+
+        Answers to what was asked before the pause began do not make it grow.
+        """
+        park = self._parks.get(host)
+        left_s = self.left_s(host)
+        if retry_after_s:
+            length_s = min(retry_after_s, self._longest_asked_s)
+        elif left_s:
+            return 0.0
+        else:
+            last_s = park.length_s if park is not None else 0.0
+            length_s = min(self._longest_s, max(self._first_s, 2 * last_s)) if self._first_s else 0.0
+        if length_s <= left_s:
+            return 0.0
+        pause_s = length_s * (1 + random.uniform(0, _JITTER))  # noqa: S311
+        self._set(host, length_s, pause_s)
+        if not left_s:
+            self._parks[host].refusals += 1
+        return pause_s
+
+    def learn(self, host: str, left_s: float) -> None:
+        """Another worker parked the host. What is nearly over is a pause that is known already, or not
+        worth one.
+        """
+        left_s = min(left_s, self._longest_learnt_s)
+        if left_s >= _LEAST_LEARNT_S and left_s > self.left_s(host):
+            self._set(host, left_s, left_s)
+
+    def answered(self, host: str) -> None:
+        """The host gave another answer: it is alive. Its past is forgiven, where its last pause ended at
+        least as long ago as that pause was.
+        """
+        park = self._parks.get(host) if self._parks else None
+        if park is None:
+            return
+        park.refusals = 0
+        if self._clock() >= park.until + park.length_s:
+            del self._parks[host]
+
+    def return_in_s(self, host: str) -> float:
+        """When a task of a parked host is to come back: some time behind the end of the pause, the later
+        the more there are.
+        """
+        park = self._parks.get(host) or _Park()
+        park.postponed += 1
+        spread_s = park.length_s * _JITTER + park.postponed / _RETURN_PER_S
+        return self.left_s(host) + random.uniform(0, spread_s)  # noqa: S311
+
+    def is_given_up(self, host: str) -> bool:
+        """Whether the host has done nothing but refuse us, pause after pause: what waits for it would wait
+        for ever.
+        """
+        park = self._parks.get(host)
+        return park is not None and park.refusals > _PATIENCE
+
+    def _set(self, host: str, length_s: float, pause_s: float) -> None:
+        park = self._parks.setdefault(host, _Park())
+        now = self._clock()
+        if park.until <= now:
+            park.postponed = 0
+            park.length_s = length_s
+        park.length_s = max(park.length_s, length_s)
+        park.until = max(park.until, now + pause_s)
+        self._parks.move_to_end(host)
+        if len(self._parks) > MAX_KNOWN:
+            self._parks.popitem(last=False)

@@ -1,0 +1,120 @@
+"""Whose turn it is: how many fetches of one host run at once, and how quickly they follow each other.
+
+A task whose host has enough running waits in that host's own queue; a host that may start one again
+comes to the end of one line, so that hosts take turns. Every step costs the same, however many hosts
+there are, and a host of which nothing runs or waits takes no memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class HostTurns(Generic[T]):
+    """For one thread. A task that `take` lets start, or that `next` gives, runs until `done` for its host."""
+
+    def __init__(
+        self, per_host: int, per_host_per_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """At most `per_host` at once and, where it is not 0, `per_host_per_s` starts a second."""
+        self.waiting = 0
+        """How many tasks wait."""
+        self._limit = per_host
+        self._interval_s = 1 / per_host_per_s if per_host_per_s else 0.0
+        self._clock = clock
+        self._running: dict[str, int] = {}
+        self._queues: dict[str, deque[T]] = {}
+        self._line: deque[str] = deque()
+        """Hosts that may start one of their queue. One may stand here twice, or in vain: `next` looks."""
+        self._paced: OrderedDict[str, float] = OrderedDict()
+        """Hosts that started one just now → when they may start another; the first is due first."""
+
+    def take(self, host: str, task: T) -> bool:
+        """Whether `task` is to be started now; else it waits, and `next` will give it."""
+        running = self._running.get(host, 0)
+        if running < self._limit and host not in self._queues and host not in self._paced:
+            self._running[host] = running + 1
+            if self._interval_s:
+                self._paced[host] = self._clock() + self._interval_s
+            return True
+        queue = self._queues.get(host)
+        if queue is None:
+            queue = self._queues[host] = deque()
+        queue.append(task)
+        self.waiting += 1
+        return False
+
+    def next(self) -> T | None:
+        """A task that waited and is to be started now; None where no host may start one."""
+        if self._paced:
+            self._pass_time()
+        line, queues = self._line, self._queues
+        while line:
+            host = line.popleft()
+            queue = queues.get(host)
+            running = self._running.get(host, 0)
+            if queue is None or running >= self._limit or host in self._paced:
+                continue
+            task = queue.popleft()
+            if not queue:
+                del queues[host]
+            self.waiting -= 1
+            self._running[host] = running + 1
+            if self._interval_s:
+                self._paced[host] = self._clock() + self._interval_s
+            return task
+        return None
+
+    def done(self, host: str) -> None:
+        """One of the host's running tasks has ended."""
+        running = self._running[host] - 1
+        if running:
+            self._running[host] = running
+        else:
+            del self._running[host]
+        if self.waiting and host in self._queues:
+            self._line.append(host)
+
+    def due_in_s(self) -> float | None:
+        """Until when `next` gives nothing that it does not give now, unless one is `done`; None: for ever."""
+        if not self.waiting or not self._paced:
+            return None
+        return max(0.0, next(iter(self._paced.values())) - self._clock())
+
+    def drop(self, host: str) -> list[T]:
+        """Take out what waits for one host, in its order."""
+        dropped = self._queues.pop(host, ())
+        self.waiting -= len(dropped)
+        return list(dropped)
+
+    def drop_all(self) -> list[T]:
+        """Take out all that waits, in the order in which each host's came."""
+        dropped = self.peek()
+        self._queues.clear()
+        self._line.clear()
+        self.waiting = 0
+        return dropped
+
+    def peek(self) -> list[T]:
+        """What waits. Also for another thread, should the one that owns this hang."""
+        return [task for queue in list(self._queues.values()) for task in list(queue)]
+
+    def clear(self) -> None:
+        """Forget what waits and what runs; when a host may start its next one is not forgotten."""
+        self.drop_all()
+        self._running.clear()
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        while self._paced:
+            host, due_at = next(iter(self._paced.items()))
+            if due_at > now:
+                return
+            del self._paced[host]
+            if host in self._queues:
+                self._line.append(host)

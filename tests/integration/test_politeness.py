@@ -1,0 +1,476 @@
+"""What sites see of us: how many fetches at once, how soon again, who asks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from host_web import Host, HostWeb, Reply
+from integration_support import KEYS, Running, changed, errors_of, stored_files, task, until
+
+from dlconsole.errors import RedisUnusable
+from dlconsole.services import parked
+from dlconsole.services.scripts import script
+from dlconsole.settings import Settings
+
+
+def tasks_of(host: Host, count: int, name: str = "p") -> list[bytes]:
+    return [
+        task(f"{host.origin}/{name}/{i}", f"/ds/{host.origin[-9:-6]}{name}/{i}.jpg") for i in range(count)
+    ]
+
+
+def stored(client: redis.Redis) -> int:
+    return int(client.get(KEYS.stored) or 0)
+
+
+def in_flight(client: redis.Redis) -> int:
+    return sum(client.hlen(key) - client.hexists(key, "_last") for key in client.scan_iter("*:dl:if:*"))
+
+
+def feed(client: redis.Redis, tasks: list[bytes]) -> None:
+    """The first one is the first to be taken."""
+    client.lpush(KEYS.task, *tasks)
+    client.incrby(KEYS.fed, len(tasks))
+
+
+def assert_all_accounted(client: redis.Redis) -> None:
+    names = ("at_ms", "queued", "in_flight", "delayed", "stored", "failed", "fed", "error_list")
+    now = dict(zip(names, script("counts").run(client, KEYS.counted, KEYS.in_flight_prefix), strict=True))
+    assert (now["queued"], now["in_flight"], now["delayed"]) == (0, 0, 0)
+    assert now["stored"] + now["failed"] == now["fed"]
+    assert now["failed"] == now["error_list"]
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a held host waits for; opened at the end, so that no thread is left."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def polite(settings: Settings) -> Settings:
+    """Settings for servers that hold on to requests until the test says."""
+    settings = changed(settings, "fetch", per_host=3, deadline_s=60, min_bytes_per_s=0, max_bytes="1MiB")
+    return changed(settings, "worker", concurrency=16, batch=20)
+
+
+def held_by(gate: threading.Event) -> Host:
+    def answer(_path: str) -> Reply:
+        gate.wait(60)
+        return Reply()
+
+    return Host(answer)
+
+
+# -- turns ------------------------------------------------------------------------------------
+
+
+def test_a_slow_host_gets_its_limit_and_holds_up_nobody(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    with HostWeb(held_by(gate), Host(), Host()) as web:
+        slow, *others = web.hosts
+        feed(redis_client, tasks_of(slow, 40) + tasks_of(others[0], 100) + tasks_of(others[1], 100))
+        worker = Running(polite, until_empty=True)
+        until(lambda: stored(redis_client) == 200)
+        assert (slow.running, slow.most) == (3, 3)
+        gate.set()
+        worker.thread.join(30)
+        assert worker.outcome is True
+        assert stored(redis_client) == 240 == len(stored_files(polite))
+        assert max(host.most for host in web.hosts) == 3
+        assert_all_accounted(redis_client)
+
+
+def test_what_waits_for_one_host_is_bounded(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    polite = changed(polite, "worker", batch=5)
+    with HostWeb(held_by(gate)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 300))
+        worker = Running(polite, until_empty=True)
+        until(lambda: worker.downloader._turns.waiting == 20)
+        bound = 3 + 20 + 5 + 5
+        assert until(lambda: in_flight(redis_client)) <= bound
+        assert redis_client.llen(KEYS.task) >= 300 - bound
+        gate.set()
+        worker.thread.join(30)
+        assert stored(redis_client) == 300
+
+
+def test_a_rate_holds(polite: Settings, redis_client: redis.Redis) -> None:
+    polite = changed(polite, "fetch", per_host=8, per_host_per_s=10)
+    with HostWeb(Host(), Host()) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 12) + tasks_of(web.hosts[1], 12))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(30)
+        for host in web.hosts:  # a machine under load can make gaps only longer, up to a few ms
+            gaps = [b - a for a, b in zip(host.times, host.times[2:], strict=False)]
+            assert host.times[-1] - host.times[0] >= 1.0
+            assert sorted(gaps)[len(gaps) // 2] >= 0.15
+    assert stored(redis_client) == 24
+
+
+def test_a_loop_without_a_free_slot_does_not_spin_for_a_host_that_is_due(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    polite = changed(changed(polite, "fetch", per_host_per_s=5), "worker", concurrency=2)
+    with HostWeb(Host(), held_by(gate), held_by(gate)) as web:
+        due, *held = web.hosts
+        feed(redis_client, tasks_of(due, 2) + tasks_of(held[0], 1) + tasks_of(held[1], 1))
+        worker = Running(polite, until_empty=True)
+        loop = worker.downloader
+        until(lambda: loop._turns.waiting == 1 and not loop._engine.free and loop._turns.due_in_s() == 0)
+        assert loop._wait_s() > 0.1
+        gate.set()
+        worker.thread.join(30)
+    assert stored(redis_client) == 4
+
+
+def test_stopping_gives_back_what_waits_in_its_order(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    polite = changed(polite, "worker", drain_s=0.2)
+    with HostWeb(held_by(gate)) as web:
+        tasks = tasks_of(web.hosts[0], 30)
+        feed(redis_client, tasks)
+        worker = Running(polite)
+        until(lambda: worker.downloader._turns.waiting == 27)
+        assert worker.stop() is True
+    assert list(reversed(redis_client.lrange(KEYS.task, 0, -1))) == tasks
+    assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.error) == 0
+
+
+def test_what_waits_is_given_back_while_the_store_is_unwell(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    with HostWeb(held_by(gate)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 30))
+        worker = Running(polite, until_empty=True)
+        until(lambda: worker.downloader._turns.waiting == 27)
+        well = worker.downloader._guard._disk
+        worker.downloader._guard._disk = Unwell()  # type: ignore[assignment]
+        until(lambda: redis_client.llen(KEYS.task) == 27)
+        assert worker.downloader._turns.waiting == 0
+        worker.downloader._guard._disk = well
+        gate.set()
+        worker.thread.join(30)
+        assert stored(redis_client) == 30
+        assert_all_accounted(redis_client)
+
+
+class Unwell:
+    def look(self, _usage: object) -> str:
+        return "too full for this test"
+
+
+def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    with HostWeb(held_by(gate)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 30))
+        worker = Running(polite, until_empty=True)
+        until(lambda: worker.downloader._turns.waiting == 27)
+        (session,) = redis_client.zrange(KEYS.lease, 0, -1)
+        redis_client.zadd(KEYS.lease, {session: 1})
+        until(lambda: redis_client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
+        gate.set()
+        worker.thread.join(40)
+        assert worker.outcome is True
+        assert stored(redis_client) == 30 == len(stored_files(polite))
+        assert_all_accounted(redis_client)
+
+
+def test_a_fault_in_the_loop_gives_back_what_waits(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    with HostWeb(held_by(gate)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 30))
+        worker = Running(polite)
+        until(lambda: worker.downloader._turns.waiting == 27)
+        worker.downloader._guard = None  # type: ignore[assignment]
+        worker.thread.join(20)
+        assert isinstance(worker.outcome, AttributeError)
+        assert (redis_client.llen(KEYS.task), in_flight(redis_client)) == (27, 3)
+
+
+# -- parked hosts ------------------------------------------------------------------------------
+
+
+def refusing(times: int, *, status: int = 429, retry_after: str = "") -> Callable[[str], Reply]:
+    """Refuse the first requests, then answer."""
+    left = iter(range(times))
+    headers = (("Retry-After", retry_after),) if retry_after else ()
+    lock = threading.Lock()
+
+    def answer(_path: str) -> Reply:
+        with lock:
+            return Reply(status, headers) if next(left, None) is not None else Reply()
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refused_host_is_left_alone_and_its_tasks_end_stored(
+    status: int, polite: Settings, redis_client: redis.Redis
+) -> None:
+    """Also with one attempt a task: only what was refused has used it up."""
+    polite = changed(polite, "fetch", per_host=1)
+    with HostWeb(Host(refusing(1, status=status, retry_after="2")), Host()) as web:
+        refused, other = web.hosts
+        feed(redis_client, tasks_of(refused, 30) + tasks_of(other, 100))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(40)
+        assert worker.outcome is True
+        first, second, *_ = refused.times
+        assert second - first >= 2
+        assert len(refused.times) == 30
+        assert stored(redis_client) == 129
+        (error,) = errors_of(redis_client)
+        assert error["status"] == status
+        assert_all_accounted(redis_client)
+
+
+def test_a_pause_without_retry_after_is_our_own_and_grows(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(changed(polite, "fetch", park_s=0.4), "retry", max_attempts=5, base_s=0.01)
+    with HostWeb(Host(refusing(3))) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 1))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(40)
+        gaps = [b - a for a, b in zip(web.hosts[0].times, web.hosts[0].times[1:], strict=False)]
+        assert len(gaps) == 3
+        for gap, least in zip(gaps, (0.4, 0.8, 1.6), strict=True):
+            assert gap >= least
+    assert stored(redis_client) == 1
+
+
+def test_the_host_that_answered_is_parked_not_the_one_that_led_there(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(changed(polite, "fetch", per_host=1), "retry", max_attempts=2, base_s=0.01)
+    target = Host(refusing(1, retry_after="2"))
+
+    def lead(path: str) -> Reply:
+        return Reply(302, (("Location", target.origin + path),)) if "far" in path else Reply()
+
+    with HostWeb(target, Host(lead)) as web:
+        far, near = tasks_of(web.hosts[1], 20, "far"), tasks_of(web.hosts[1], 50, "near")
+        feed(redis_client, far + near)
+        worker = Running(polite, until_empty=True)
+        until(lambda: stored(redis_client) == 50)  # the one that led there answers all the while
+        assert len(target.times) == 1
+        worker.thread.join(40)
+        assert target.times[1] - target.times[0] >= 2
+        assert len(target.times) == 21
+    assert stored(redis_client) == 70
+    assert_all_accounted(redis_client)
+
+
+def test_a_host_that_never_answers_otherwise_does_not_keep_its_tasks_for_ever(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(polite, "fetch", per_host=1, park_s=0.05)
+    polite = changed(polite, "retry", max_attempts=2, base_s=0.01, max_s=0.1)
+    with HostWeb(Host(lambda _path: Reply(503)), Host()) as web:
+        dead, other = web.hosts
+        feed(redis_client, tasks_of(dead, 200) + tasks_of(other, 20))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(50)
+        assert worker.outcome is True
+        assert 6 <= len(dead.times) < 100
+    assert stored(redis_client) == 20
+    assert {error["status"] for error in errors_of(redis_client)} == {503}
+    assert_all_accounted(redis_client)
+
+
+def test_put_off_tasks_that_find_the_delayed_set_full_stay_in_the_queue(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(
+        changed(polite, "fetch", per_host=1), "retry", max_attempts=2, base_s=0.01, max_delayed=5
+    )
+    with HostWeb(Host(refusing(1, retry_after="5")), Host()) as web:
+        refused, other = web.hosts
+        feed(redis_client, tasks_of(refused, 60) + tasks_of(other, 60))
+        worker = Running(polite, until_empty=True)
+        until(lambda: stored(redis_client) >= 60)
+        assert len(refused.times) == 1
+        assert redis_client.zcard(KEYS.delayed) <= 5
+        worker.thread.join(40)
+        assert worker.outcome is True
+        assert refused.times[1] - refused.times[0] >= 5
+    assert len(errors_of(redis_client)) <= 1  # the one that was refused may have found the set full
+    assert stored(redis_client) >= 119
+    assert_all_accounted(redis_client)
+
+
+# -- shared by the fleet ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker_process(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        environment = {
+            "DLCONSOLE_REDIS": redis_url,
+            "DLCONSOLE_DATASET": "ds",
+            "DLCONSOLE_WORKER__HEARTBEAT_S": "0.2",
+            "DLCONSOLE_WORKER__DRAIN_S": "1",
+            "DLCONSOLE_RETRY__BASE_S": "0.01",
+            "DLCONSOLE_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "dlconsole",
+            "--worker",
+            "--store",
+            str(tmp_path / "store"),
+            *arguments,
+        ]
+        with (tmp_path / f"worker-{len(started)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+    for process in started:
+        assert process.wait(30) == 0
+
+
+def test_a_host_that_refused_one_worker_is_not_asked_by_another(
+    redis_client: redis.Redis, worker_process: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    with HostWeb(Host(refusing(1, retry_after="8")), Host(), Host()) as web:
+        refused, *others = web.hosts
+        feed(redis_client, tasks_of(refused, 1, "first"))
+        worker_process()
+        until(lambda: redis_client.zcard(KEYS.parked) == 1)
+        assert len(refused.times) == 1
+        tasks = [raw for host in others for raw in tasks_of(host, 150)]
+        feed(redis_client, tasks_of(refused, 40) + tasks)
+        worker_process("--processes", "2")
+        until(lambda: stored(redis_client) >= 300, within_s=40)
+        rest_done = time.monotonic()
+        until(lambda: stored(redis_client) == 341, within_s=60)
+        assert refused.times[1] - refused.times[0] >= 8
+        assert rest_done < refused.times[1]
+        assert max(host.most for host in web.hosts) <= 3 * 8
+    assert_all_accounted(redis_client)
+
+
+def test_a_running_worker_learns_within_a_heartbeat(
+    polite: Settings, redis_client: redis.Redis, redis_url: str, gate: threading.Event
+) -> None:
+    """What waits for the host when the word comes is put off as well."""
+    with HostWeb(held_by(gate)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 30))
+        worker = Running(polite)
+        until(lambda: worker.downloader._turns.waiting == 27)
+        parked.exchange(redis_client, KEYS, redis_url, {"127.0.1.1": 60})
+        until(lambda: redis_client.zcard(KEYS.delayed) == 27)
+        assert redis_client.llen(KEYS.task) == 0
+        assert web.hosts[0].most == 3
+        gate.set()
+        until(lambda: stored(redis_client) == 3)
+        assert worker.stop() is True
+
+
+def test_parked_hosts_are_told_learnt_and_forgotten(redis_client: redis.Redis, redis_url: str) -> None:
+    def exchange(**parked_s: float) -> dict[str, float]:
+        return parked.exchange(redis_client, KEYS, redis_url, parked_s)
+
+    assert exchange() == {}
+    assert redis_client.exists(KEYS.parked) == 0
+    assert exchange(a=60)["a"] == pytest.approx(60, abs=1)
+    assert exchange(a=30)["a"] > 50  # an end only moves later
+    found = exchange(b=120, c=0.001)
+    until(lambda: "c" not in exchange())
+    assert found["b"] == pytest.approx(120, abs=2)
+    assert set(exchange()) == {"a", "b"}
+    assert redis_client.pttl(KEYS.parked) <= 121_000
+
+
+def test_parked_hosts_are_bounded(redis_client: redis.Redis, redis_url: str) -> None:
+    names = {f"h{i}": 100.0 + i for i in range(parked.MAX_SHARED + 50)}
+    found = parked.exchange(redis_client, KEYS, redis_url, names)
+    assert len(found) == parked.MAX_SHARED == redis_client.zcard(KEYS.parked)
+    assert set(names) - set(found) == {f"h{i}" for i in range(50)}
+
+
+def test_hostile_entries_are_left_out_or_cut(redis_client: redis.Redis, redis_url: str) -> None:
+    redis_client.zadd(
+        KEYS.parked,
+        {b"x" * 100_000: 2**60, b"\xff\xfe": 2**60, "far": float("inf"), "past": float("-inf")},
+    )
+    found = parked.exchange(redis_client, KEYS, redis_url, {"a": 5})
+    assert set(found) == {"far", "a"}
+    assert max(found.values()) <= 10 * 86_400
+    assert redis_client.zscore(KEYS.parked, "far") < 2**50
+    assert all(len(name) < 300 for name in redis_client.zrange(KEYS.parked, 0, -1))
+
+
+def test_a_worker_goes_on_where_the_key_is_another_type_or_redis_is_full(
+    polite: Settings, redis_client: redis.Redis, redis_url: str
+) -> None:
+    redis_client.set(KEYS.parked, "x")
+    with pytest.raises(RedisUnusable):
+        parked.exchange(redis_client, KEYS, redis_url, {"a": 5})
+    with HostWeb(Host()) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 20))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(30)
+    assert worker.outcome is True
+    assert stored(redis_client) == 20
+    assert worker.log.getvalue().count("parked hosts are not shared") == 1
+    redis_client.delete(KEYS.parked)
+    redis_client.config_set("maxmemory", "1")
+    try:
+        assert set(parked.exchange(redis_client, KEYS, redis_url, {"a": 5})) == {"a"}
+    finally:
+        redis_client.config_set("maxmemory", "0")
+
+
+# -- who asks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contact", "agent"),
+    [("", "tests"), ("a@example.org", "tests (+mailto:a@example.org)"),
+     ("https://example.org/bot", "tests (+https://example.org/bot)")],
+)  # fmt: skip
+def test_the_user_agent_names_a_contact(
+    contact: str, agent: str, polite: Settings, redis_client: redis.Redis
+) -> None:
+    with HostWeb(Host()) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 1))
+        worker = Running(changed(polite, "fetch", user_agent="tests", contact=contact), until_empty=True)
+        worker.thread.join(20)
+        assert web.hosts[0].agents == {agent}
+
+
+def test_a_worker_without_a_contact_says_so_at_its_start(
+    redis_client: redis.Redis, worker_process: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    worker_process("--until-empty")
+    worker_process("--until-empty", "--contact", "a@example.org")
+    logs = [tmp_path / f"worker-{i}.log" for i in range(2)]
+    until(lambda: all("session closed" in log.read_text() for log in logs))
+    assert ["fetch.contact" in log.read_text() for log in logs] == [True, False]

@@ -1,0 +1,142 @@
+"""Hosts that asked to be left alone, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlconsole.settings import FetchSettings, RetrySettings
+from dlconsole.workers.fetch import parks as module
+from dlconsole.workers.fetch.parks import Parks
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def parks(clock: Clock) -> Parks:
+    return Parks(FetchSettings(park_s=10), RetrySettings(max_s=100, retry_after_s=600), clock)
+
+
+def pass_pause(parks: Parks, clock: Clock, host: str = "a") -> None:
+    clock.now += parks.left_s(host)
+    assert not parks.is_parked(host)
+
+
+def test_retry_after_is_kept_to_and_never_cut_short(parks: Parks, clock: Clock) -> None:
+    assert not parks.is_parked("a")
+    for_s = parks.refused("a", 30)
+    assert 30 <= for_s <= 30 * 1.25
+    assert parks.left_s("a") == pytest.approx(for_s)
+    assert not parks.is_parked("b")
+    clock.now += 29.9
+    assert parks.is_parked("a")
+    clock.now += for_s - 29.8
+    assert not parks.is_parked("a")
+
+
+def test_retry_after_has_a_cap(parks: Parks) -> None:
+    assert 600 <= parks.refused("a", 10**9) <= 750
+
+
+def test_without_retry_after_pauses_double_up_to_a_cap(parks: Parks, clock: Clock) -> None:
+    lengths = []
+    for _ in range(6):
+        lengths.append(parks.refused("a", None))
+        pass_pause(parks, clock)
+    for length, least in zip(lengths, (10, 20, 40, 80, 100, 100), strict=True):
+        assert least <= length <= least * 1.25
+
+
+def test_refusals_of_what_was_already_under_way_are_one(parks: Parks, clock: Clock) -> None:
+    first = parks.refused("a", None)
+    assert [parks.refused("a", None) for _ in range(7)] == [0.0] * 7
+    assert parks.refused("a", 5) == 0.0  # less than is left
+    assert parks.left_s("a") == pytest.approx(first)
+    assert parks.refused("a", 60) >= 60  # more is heeded
+    pass_pause(parks, clock)
+    assert not parks.is_given_up("a")
+
+
+def test_an_answer_some_time_after_a_pause_forgives(parks: Parks, clock: Clock) -> None:
+    for _ in range(3):
+        parks.refused("a", None)
+        pass_pause(parks, clock)
+    parks.answered("a")  # too soon: 40 s have not passed
+    assert parks.refused("a", None) >= 80
+    pass_pause(parks, clock)
+    clock.now += 80
+    parks.answered("a")
+    assert parks.refused("a", None) <= 12.5
+
+
+def test_what_is_learnt_of_others_parks_and_grows(parks: Parks, clock: Clock) -> None:
+    parks.learn("a", 40)
+    assert parks.left_s("a") == pytest.approx(40)
+    parks.learn("a", 30)
+    assert parks.left_s("a") == pytest.approx(40)
+    clock.now += 39.9
+    parks.learn("a", 0.2)  # the end of the same pause, by a clock that is a little off
+    pass_pause(parks, clock)
+    assert 80 <= parks.refused("a", None) <= 100
+
+
+def test_what_is_learnt_has_the_cap_of_our_own_settings(parks: Parks) -> None:
+    parks.learn("a", 10**12)
+    assert parks.left_s("a") <= 600 * 1.25
+
+
+def test_a_host_that_does_nothing_but_refuse_is_given_up(parks: Parks, clock: Clock) -> None:
+    for _ in range(5):
+        parks.refused("a", None)
+        assert not parks.is_given_up("a")
+        pass_pause(parks, clock)
+    parks.answered("a")
+    for _ in range(5):
+        parks.refused("a", None)
+        assert not parks.is_given_up("a")
+        pass_pause(parks, clock)
+    parks.refused("a", None)
+    assert parks.is_given_up("a")
+
+
+def test_others_refusals_give_nobody_up(parks: Parks, clock: Clock) -> None:
+    for _ in range(20):
+        parks.learn("a", 10)
+        parks.refused("a", 20)  # ours, inside of their pause
+        pass_pause(parks, clock)
+    assert not parks.is_given_up("a")
+
+
+def test_tasks_come_back_after_the_pause_and_not_all_at_once(parks: Parks) -> None:
+    parks.refused("a", 10)
+    left_s = parks.left_s("a")
+    returns = [parks.return_in_s("a") for _ in range(1000)]
+    assert min(returns) >= left_s
+    assert left_s + 2 <= max(returns) <= left_s + 12.5
+    in_one_second = max(sum(at <= r < at + 1 for r in returns) for at in returns)
+    assert in_one_second < 500
+    assert 0 <= parks.return_in_s("unknown") < 1
+
+
+def test_where_both_are_switched_off_nothing_is_parked(clock: Clock) -> None:
+    parks = Parks(FetchSettings(park_s=0), RetrySettings(retry_after_s=0), clock)
+    assert parks.refused("a", None) == parks.refused("a", 60) == 0
+    assert not parks.is_parked("a")
+
+
+def test_memory_is_bounded(parks: Parks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_KNOWN", 100)
+    for i in range(1000):
+        parks.refused(f"h{i}", None)
+    assert len(parks._parks) == 100
+    assert parks.is_parked("h999")

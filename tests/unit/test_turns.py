@@ -1,0 +1,197 @@
+"""Whose turn it is, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from dlconsole.workers.fetch.turns import HostTurns
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def started(turns: HostTurns[str]) -> list[str]:
+    found = []
+    while (task := turns.next()) is not None:
+        found.append(task)
+    return found
+
+
+def test_a_host_at_its_limit_waits_and_others_go_on() -> None:
+    turns: HostTurns[str] = HostTurns(2)
+    assert [turns.take("a", f"a{i}") for i in range(4)] == [True, True, False, False]
+    assert turns.take("b", "b0")
+    assert turns.waiting == 2
+    assert started(turns) == []
+    turns.done("b")
+    assert started(turns) == []
+    turns.done("a")
+    assert started(turns) == ["a2"]
+    assert started(turns) == []
+
+
+def test_a_new_task_does_not_overtake_those_that_wait() -> None:
+    turns: HostTurns[str] = HostTurns(1)
+    turns.take("a", "first")
+    turns.take("a", "second")
+    turns.done("a")
+    assert not turns.take("a", "third")
+    assert started(turns) == ["second"]
+    turns.done("a")
+    assert started(turns) == ["third"]
+
+
+def test_hosts_whose_fetches_end_in_turn_start_in_turn() -> None:
+    turns: HostTurns[str] = HostTurns(2)
+    for host in "abc":
+        for i in range(4):
+            turns.take(host, f"{host}{i}")
+    for host in "abcabc":
+        turns.done(host)
+    assert started(turns) == ["a2", "b2", "c2", "a3", "b3", "c3"]
+
+
+@pytest.mark.parametrize("hosts", [1, 10, 5000])
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_every_task_runs_once_never_more_than_the_limit_at_once(hosts: int, is_sorted: bool) -> None:
+    rng = random.Random(5)
+    turns: HostTurns[tuple[str, int]] = HostTurns(3)
+    tasks = [(f"h{rng.randrange(hosts)}", i) for i in range(6000)]
+    if is_sorted:
+        tasks.sort()
+    ended: list[tuple[str, int]] = []
+    running: list[tuple[str, int]] = []
+    now: Counter[str] = Counter()
+    queue = iter(tasks)
+    more = True
+    while more or running or turns.waiting:
+        while len(running) < 20 and (task := turns.next()) is not None:
+            running.append(task)
+            now[task[0]] += 1
+        while more and len(running) < 20 and turns.waiting < 50:
+            task = next(queue, None)
+            more = task is not None
+            if task is not None and turns.take(task[0], task):
+                running.append(task)
+                now[task[0]] += 1
+        assert max(now.values()) <= 3
+        assert running, "nothing runs although something waits"
+        task = running.pop(rng.randrange(len(running)))
+        now[task[0]] -= 1
+        turns.done(task[0])
+        ended.append(task)
+    assert sorted(ended) == sorted(tasks)
+    assert turns._running == {} and turns._queues == {}
+    turns.next()
+    assert not turns._line
+
+
+def test_a_rate_spaces_the_starts_of_one_host_only() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(8, 2.0, clock)
+    assert turns.due_in_s() is None
+    assert turns.take("a", "a0")
+    assert not turns.take("a", "a1")
+    assert not turns.take("a", "a2")
+    assert turns.take("b", "b0")
+    assert turns.due_in_s() == 0.5
+    clock.now += 0.4
+    assert started(turns) == []
+    clock.now += 0.1
+    assert started(turns) == ["a1"]
+    assert started(turns) == []
+    clock.now += 0.5
+    assert started(turns) == ["a2"]
+    assert turns.due_in_s() is None
+    clock.now += 0.5
+    assert turns.take("b", "b1")
+
+
+def test_a_rate_and_a_limit_hold_together() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(1, 1.0, clock)
+    turns.take("a", "a0")
+    turns.take("a", "a1")
+    clock.now += 5
+    assert started(turns) == []  # one still runs
+    turns.done("a")
+    assert started(turns) == ["a1"]
+    turns.take("a", "a2")
+    turns.done("a")
+    assert started(turns) == []  # none runs, but it is too early
+    clock.now += 1
+    assert started(turns) == ["a2"]
+
+
+def test_over_a_long_time_a_rate_is_met_and_not_passed() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(4, 10.0, clock)
+    starts = 0
+    for i in range(40):
+        starts += turns.take("a", str(i))
+    for _ in range(200):  # 2 s in steps of 10 ms
+        clock.now += 0.01
+        for _task in started(turns):
+            starts += 1
+            turns.done("a")
+    assert 19 <= starts <= 21
+
+
+def test_idle_hosts_take_no_memory() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(2, 5.0, clock)
+    for i in range(1000):
+        turns.take(f"h{i}", "x")
+        turns.done(f"h{i}")
+        clock.now += 0.01
+        turns.next()
+    assert len(turns._paced) <= 21  # the starts of the last 200 ms
+    clock.now += 1
+    turns.next()
+    assert not turns._paced and not turns._running and not turns._queues and not turns._line
+
+
+def test_what_waits_can_be_taken_out_for_one_host_or_for_all() -> None:
+    turns: HostTurns[str] = HostTurns(1)
+    for host in "ab":
+        for i in range(3):
+            turns.take(host, f"{host}{i}")
+    assert sorted(turns.peek()) == ["a1", "a2", "b1", "b2"]
+    assert turns.drop("a") == ["a1", "a2"]
+    assert turns.drop("a") == turns.drop("unknown") == []
+    assert turns.waiting == 2
+    turns.done("a")
+    assert started(turns) == []
+    assert turns.take("a", "a3")
+    assert turns.drop_all() == ["b1", "b2"]
+    assert turns.waiting == 0
+    turns.done("b")
+    assert turns.take("b", "b3")
+
+
+def test_a_host_that_was_dropped_while_in_line_keeps_its_limit() -> None:
+    turns: HostTurns[str] = HostTurns(1)
+    turns.take("a", "a0")
+    turns.take("a", "a1")
+    turns.done("a")
+    turns.drop("a")
+    assert turns.take("a", "a2")
+    assert not turns.take("a", "a3")
+    assert started(turns) == []
+
+
+def test_cleared_it_begins_anew() -> None:
+    turns: HostTurns[str] = HostTurns(1)
+    turns.take("a", "a0")
+    turns.take("a", "a1")
+    turns.clear()
+    assert turns.waiting == 0
+    assert turns.take("a", "a2")
