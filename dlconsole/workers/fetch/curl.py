@@ -93,13 +93,13 @@ class _Transfer(Generic[T]):
     __slots__ = (
         "_agent",
         "_max_header_bytes",
+        "begun",
         "blocked",
         "body",
         "discarded",
         "fetch",
         "handle",
         "headers",
-        "headers_left",
         "opt_out",
         "refused",
         "sniffed",
@@ -109,40 +109,42 @@ class _Transfer(Generic[T]):
         self.handle = pycurl.Curl()
         self.handle.transfer = self
         self.fetch: _Fetch[T] | None = None
+        self.headers = bytearray()
         self._max_header_bytes = settings.max_header_bytes
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
-        self.handle.setopt(pycurl.HEADERFUNCTION, self.header)
+        # Called for each line, ten times a fetch: no Python in it. libcurl ends an answer at 300 KB of them.
+        self.handle.setopt(pycurl.HEADERFUNCTION, self.headers.extend)
         if not settings.proxy:
             self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
 
     def reset_answer(self) -> None:
         self.body = bytearray()
-        self.headers = bytearray()
-        self.headers_left = self._max_header_bytes
+        del self.headers[:]
         self.opt_out = ""
+        self.begun = False
         self.sniffed = False
         self.refused = False
         self.discarded = 0
         self.blocked = ""
 
-    def header(self, line: bytes) -> int | None:
-        """libcurl's header callback, called for each line; -1 ends the transfer."""
-        self.headers_left -= len(line)
-        if self.headers_left < 0:
-            return -1
-        self.headers += line
-        if len(line) == 2 and self._agent is not None:  # the empty line behind them
+    def _look_at_headers(self) -> None:
+        """Once they are complete: what is too long or opts out is not read on."""
+        if len(self.headers) > self._max_header_bytes:
+            self.refused = True
+        elif self._agent is not None:
             self.opt_out = opt_out_of(self.headers, self._agent)
             self.refused = bool(self.opt_out)
-        return None
 
     def write(self, data: bytes) -> int | None:
         """libcurl's write callback. What opts out or does not begin as an image is not kept, and soon not
         read.
         """
+        if not self.begun:
+            self.begun = True
+            self._look_at_headers()
         if self.refused:
             self.discarded += len(data)
             return 0 if self.discarded > _DISCARD_BYTES else None
@@ -416,6 +418,9 @@ class CurlEngine(Generic[T]):
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
         handle = transfer.handle
         status = handle.getinfo(pycurl.RESPONSE_CODE)
+        if len(transfer.headers) > self._settings.max_header_bytes:
+            message = f"more than {self._settings.max_header_bytes} bytes of headers"
+            return Failure(FailureKind.CONNECT, message, status)
         if status == 200:
             if transfer.opt_out:
                 return Failure(FailureKind.OPT_OUT, transfer.opt_out, status)
@@ -438,10 +443,6 @@ class CurlEngine(Generic[T]):
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         if code == pycurl.E_WRITE_ERROR and transfer.refused:  # enough of an error page was read
             return self._answer(transfer)
-        if code == pycurl.E_WRITE_ERROR and transfer.headers_left < 0:
-            return Failure(
-                FailureKind.CONNECT, f"more than {self._settings.max_header_bytes} bytes of headers"
-            )
         kind = _KINDS.get(code, FailureKind.CONNECT)
         status = transfer.handle.getinfo(pycurl.RESPONSE_CODE) or None
         return Failure(kind, message or f"libcurl error {code}", status)
