@@ -244,6 +244,8 @@ class WorkerSettings(Section):
     """Folder that the images go to; each task's path is taken from here."""
     processes: Count = Field(default=1, ge=1, le=256)
     """Worker processes on this host."""
+    engine: Literal["curl", "requests"] = "curl"
+    """What fetches: libcurl, or a thread for each fetch with a `requests` session, several times slower."""
     concurrency: Count = Field(default=64, ge=1, le=4096)
     """Fetches at the same time, in each process."""
     batch: Count = Field(default=200, ge=1, le=5000)

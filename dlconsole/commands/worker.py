@@ -25,6 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--concurrency", dest="worker.concurrency", metavar="N", help="fetches at once in each process (64)"
     )
+    work.add_argument(
+        "--engine",
+        dest="worker.engine",
+        choices=("curl", "requests"),
+        help="what fetches: libcurl, or requests in threads, several times slower (curl)",
+    )
     work.add_argument("--store", dest="worker.store_dir", metavar="DIR", help="where images go (./store)")
     work.add_argument("--until-empty", action="store_true", help="end when the queue is empty")
     limits = parser.add_argument_group("limits of one fetch")

@@ -16,7 +16,6 @@ from dlconsole.services import hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
-from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched
 from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.files import Place, Store, place_of
@@ -40,6 +39,17 @@ class _Item:
         self.place = place
 
 
+def _engine(settings: Settings) -> Engine[_Item]:
+    """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
+    if settings.worker.engine == "requests":
+        from dlconsole.workers.fetch.requests_engine import RequestsEngine  # noqa: PLC0415
+
+        return RequestsEngine(settings.fetch, settings.dns, settings.worker.concurrency)
+    from dlconsole.workers.fetch.curl import CurlEngine  # noqa: PLC0415
+
+    return CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
+
+
 class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
@@ -48,8 +58,8 @@ class Downloader:
         self._settings = settings
         self._log = log
         self._store = Store(settings.worker.store_dir)
-        self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency)
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency)
+        self._engine = _engine(settings)
+        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, settings.worker.engine)
         self._courier = Courier(
             settings,
             self._tally,

@@ -15,13 +15,14 @@ from dlconsole.model import Failure, Outcome, SessionStats
 class Tally:
     """Counted in the fetch loop, read at heartbeats. Each number is written by one thread only."""
 
-    def __init__(self, host: str, concurrency: int) -> None:
+    def __init__(self, host: str, concurrency: int, engine: str) -> None:
         self.stored = 0
         self.failed = 0
         self.bytes = 0
         self.kinds: Counter[str] = Counter()
         self._host = host
         self._concurrency = concurrency
+        self._engine = engine
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call has nothing to compare with
         self._started_ms = 0
@@ -64,5 +65,6 @@ class Tally:
             cpu_percent=self._process.cpu_percent(),
             rss_bytes=self._process.memory_info().rss,
             concurrency=self._concurrency,
+            engine=self._engine,
             version=__version__,
         )
