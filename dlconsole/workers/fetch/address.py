@@ -78,7 +78,7 @@ def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
 
 
 def literal_address(host: str) -> str | None:
-    """The address that a URL's host spells (dotted, IPv6, or in an old form: `127.1`, `0x7f.1`, `2130706433`),
+    """The address that a URL's host is (dotted, IPv6, or in old forms: `127.1`, `0x7f.1`, `2130706433`);
     None where it is a name.
     """
     host = host.rstrip(".")

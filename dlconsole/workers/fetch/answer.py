@@ -22,9 +22,10 @@ from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 _DISCARD_BYTES: Final = 16 * 1024
 """How much of what is no image is read, to keep the connection; more closes it."""
 _WHOLE_HEAD: Final = (b"\r\n\r\n", b"\n\r\n", b"\n\n")
-_GOOD: Final = (b"HTTP/1.1 200", b"HTTP/1.0 200")
-_STATUS_LINE: Final = re.compile(rb"^HTTP/[0-9.]+[ \t]+([0-9]{3})", re.IGNORECASE | re.MULTILINE)
+_GOOD: Final = (b"HTTP/1.1 200 ", b"HTTP/1.0 200 ", b"HTTP/1.1 200\r")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?=[ \r\n])", re.IGNORECASE)
 _LENGTH: Final = b"\ncontent-length:"
+_LENGTHS: Final = re.compile(rb"\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
 
 
 class Receiver:
@@ -35,16 +36,23 @@ class Receiver:
         "_begun",
         "_discarded",
         "_failure",
+        "_least_bytes",
         "_max_bytes",
         "_max_header_bytes",
         "_refused",
         "_sniffed",
+        "_window_at",
+        "_window_bytes",
+        "_window_s",
         "body",
         "headers",
+        "status",
     )
 
     def __init__(self, settings: FetchSettings) -> None:
         self.headers = bytearray()
+        self._least_bytes = settings.min_bytes_per_s * settings.min_rate_window_s
+        self._window_s = settings.min_rate_window_s
         self._max_bytes = settings.max_bytes
         self._max_header_bytes = settings.max_header_bytes
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
@@ -54,16 +62,20 @@ class Receiver:
         """Forget the last answer; `headers` stays the same object."""
         self.body = bytearray()
         del self.headers[:]
+        self.status = 0
+        """Of the last head, once that is complete and has been looked at."""
         self._begun = False
         self._failure: Failure | None = None
         self._sniffed = False
         self._refused = False
         self._discarded = 0
+        self._window_at = 0.0
+        self._window_bytes = 0
 
     @property
-    def status(self) -> int:
-        """Of the last head, as far as it is here; 0: none yet."""
-        return _status_of(self.headers)
+    def enough(self) -> bool:
+        """Whether nothing of the body is wanted any more."""
+        return self._refused and self._discarded >= _DISCARD_BYTES
 
     def look_at_headers(self) -> None:
         """Once they are complete: of what they refuse, little more is read. More than once does nothing."""
@@ -74,11 +86,33 @@ class Receiver:
         if len(headers) > self._max_header_bytes:
             message = f"more than {self._max_header_bytes} bytes of headers"
             self._failure = Failure(FailureKind.CONNECT, message)
-        elif headers.startswith(_GOOD) or _status_of(headers) == 200:
-            self._failure = self._length_failure() or self._opt_out()
         else:
-            self._refused = True
-        self._refused = self._refused or self._failure is not None
+            self.status = self._status_of_last_head()
+            if self.status == 200:
+                self._failure = self._length_failure() or self._opt_out()
+            elif not self.status:
+                self._failure = Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[:60])!r}")
+        self._refused = self._refused or self._failure is not None or self.status != 200
+
+    def _status_of_last_head(self) -> int:
+        at = _last_head(self.headers)
+        if self.headers.startswith(_GOOD, at):
+            return 200
+        match = _STATUS_LINE.match(self.headers, at)
+        return int(match[1]) if match else 0
+
+    def too_slow(self, now: float) -> Failure | None:
+        """Whether too little of the body came in the last `min_rate_window_s`. To be asked for the first time
+        when the request is on its way, then several times a window. (libcurl's own measure begins with
+        the first byte.)
+        """
+        received = len(self.body) + self._discarded
+        if not self._window_at or received - self._window_bytes >= self._least_bytes:
+            self._window_at, self._window_bytes = now, received
+        elif now - self._window_at >= self._window_s:
+            came = received - self._window_bytes
+            return Failure(FailureKind.TIMEOUT, f"{came} bytes in {self._window_s:g} s", self.status or None)
+        return None
 
     def write(self, data: bytes) -> int | None:
         """A piece of the body; 0 (libcurl's word for it): read no more. What is refused or does not begin as
@@ -88,7 +122,7 @@ class Receiver:
             self.look_at_headers()
         if self._refused:
             self._discarded += len(data)
-            return 0 if self._discarded > _DISCARD_BYTES else None
+            return 0 if self.enough else None
         body = self.body
         body += data
         if not self._sniffed and len(body) >= SNIFF_BYTES:
@@ -102,29 +136,29 @@ class Receiver:
             return self._too_large(f"more than {self._max_bytes} bytes")
         return None
 
-    def decided(self, url: str, status: int) -> Failure | str | None:
+    def decided(self, url: str) -> Failure | str | None:
         """What the head or the body's beginning decides alone: a failure, or the URL of a redirect. None
-        while the rest of the body matters. `status` is 0 where there was no answer.
+        while the rest of the body matters, or the head is not complete.
         """
         if self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes:
             self.look_at_headers()
-        if self._failure is not None or not self._begun or status <= 200:
+        if self._failure is not None or self.status <= 200:
             return self._failure
-        if 300 <= status < 400:
+        if 300 <= self.status < 400:
             location = _header(self.headers, b"location")
             if location:
                 return _joined(url, location)
-        return Failure(FailureKind.HTTP_STATUS, f"HTTP {status}", status, _retry_after_s(self.headers))
+        retry_after_s = _retry_after_s(self.headers)
+        return Failure(FailureKind.HTTP_STATUS, f"HTTP {self.status}", self.status, retry_after_s)
 
-    def outcome(self, url: str, status: int) -> Fetched | Failure | str:
+    def outcome(self, url: str) -> Fetched | Failure | str:
         """What becomes of an answer that came to its end; text is the URL of a redirect."""
-        self.look_at_headers()
-        decided = self.decided(url, status)
+        decided = self.decided(url)
         if decided is not None:
             return decided
-        if status < 200:
-            return Failure(FailureKind.CONNECT, f"the answer ended at HTTP {status}", status or None)
-        return Fetched(url, status, self.body)
+        if self.status != 200:
+            return Failure(FailureKind.CONNECT, "the connection was closed before the end of the headers")
+        return Fetched(url, 200, self.body)
 
     def _length_failure(self) -> Failure | None:
         lower = self.headers.lower()
@@ -151,17 +185,9 @@ class Receiver:
         return Failure(FailureKind.OPT_OUT, opt_out, 200) if opt_out else None
 
 
-_LENGTHS: Final = re.compile(rb"\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
-
-
 def _last_head(headers: bytes | bytearray) -> int:
     """Where the last head begins: before it may stand those of informational answers, or of a proxy."""
-    return max((match.start() for match in _STATUS_LINE.finditer(headers)), default=0)
-
-
-def _status_of(headers: bytes | bytearray) -> int:
-    match = _STATUS_LINE.match(headers, _last_head(headers))
-    return int(match[1]) if match else 0
+    return headers.rfind(b"\nHTTP/") + 1
 
 
 def _header(headers: bytes | bytearray, name: bytes) -> bytes:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 BUFFER_BYTES: Final = 256 * 1024
 """libcurl's receive buffer; one is shared by all transfers of a multi handle."""
 _MAX_EVENTS: Final = 256
+_LOOK_S: Final = 0.25
+"""How often slow fetches are looked for; the shortest window is four times as long."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -41,7 +43,6 @@ _KINDS: Final = {
     pycurl.E_URL_MALFORMAT: FailureKind.BAD_TASK,
     pycurl.E_COULDNT_RESOLVE_HOST: FailureKind.DNS,
     pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT,
-    pycurl.E_FILESIZE_EXCEEDED: FailureKind.TOO_LARGE,
     pycurl.E_PARTIAL_FILE: FailureKind.TRUNCATED,
     pycurl.E_SSL_CONNECT_ERROR: FailureKind.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: FailureKind.TLS,
@@ -49,6 +50,8 @@ _KINDS: Final = {
     pycurl.E_SSL_CIPHER: FailureKind.TLS,
 }
 """libcurl's error codes → ours; every other one is a connection that broke: `connect`."""
+_TLS_CUT: Final = "unexpected eof"
+"""OpenSSL's words for an end without TLS's goodbye, which is no end: RFC 9112, 9.8."""
 
 
 class _Descriptor:
@@ -104,8 +107,6 @@ def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, _ms(settings.connect_timeout_s))
     handle.setopt(pycurl.USERAGENT, settings.user_agent)
-    handle.setopt(pycurl.LOW_SPEED_LIMIT, settings.min_bytes_per_s)
-    handle.setopt(pycurl.LOW_SPEED_TIME, round(settings.min_rate_window_s))
     # Nothing is unpacked here: what comes packed all the same does not begin as a picture does.
     handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"])
     handle.setopt(pycurl.CAINFO, str(settings.ca_file or certifi.where()))
@@ -129,6 +130,7 @@ class CurlEngine(Hops[T]):
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._timer_at: float | None = None
+        self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
@@ -171,6 +173,8 @@ class CurlEngine(Hops[T]):
         if self._timer_at is not None and time.monotonic() >= self._timer_at:
             self._timer_at = None
             action(pycurl.SOCKET_TIMEOUT, 0)
+        if time.monotonic() >= self._look_at:
+            self._end_slow_ones()
         self._see_to_names(dns_due_at)
         self._collect()
         self._launch()
@@ -179,8 +183,19 @@ class CurlEngine(Hops[T]):
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
         if self._ended:
             return 0.0
-        due_at = min((at for at in (self._timer_at, dns_due_at) if at is not None), default=None)
-        return timeout_s if due_at is None else min(timeout_s, max(0.0, due_at - time.monotonic()))
+        now = time.monotonic()
+        due_at = min(at for at in (self._timer_at, dns_due_at, now + _LOOK_S) if at is not None)
+        return min(timeout_s, max(0.0, due_at - now))
+
+    def _end_slow_ones(self) -> None:
+        now = time.monotonic()
+        self._look_at = now + _LOOK_S
+        for transfer in self._all:
+            if transfer.fetch is None or not transfer.handle.getinfo(pycurl.PRETRANSFER_TIME):
+                continue
+            slow = transfer.too_slow(now)
+            if slow is not None:
+                self._finish(transfer, transfer.decided(transfer.fetch.target.url) or slow)
 
     def wake(self) -> None:
         """End a `poll` that waits; other threads and signal handlers may call this, also too late."""
@@ -249,19 +264,19 @@ class CurlEngine(Hops[T]):
 
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
         assert transfer.fetch is not None
-        status = transfer.handle.getinfo(pycurl.RESPONSE_CODE)
-        return transfer.outcome(transfer.fetch.target.url, status)
+        return transfer.outcome(transfer.fetch.target.url)
 
     def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         assert transfer.fetch is not None
-        status = transfer.handle.getinfo(pycurl.RESPONSE_CODE)
-        decided = transfer.decided(transfer.fetch.target.url, status)
+        decided = transfer.decided(transfer.fetch.target.url)
         if decided is not None:
             return decided
         kind = _KINDS.get(code, FailureKind.CONNECT)
-        return Failure(kind, message or f"libcurl error {code}", status or None)
+        if code == pycurl.E_RECV_ERROR and transfer.status == 200 and _TLS_CUT in message:
+            kind = FailureKind.TRUNCATED
+        return Failure(kind, message or f"libcurl error {code}", transfer.status or None)
 
     def _release(self, transfer: _Transfer[T]) -> None:
         transfer.fetch = None

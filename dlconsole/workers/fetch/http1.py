@@ -16,7 +16,7 @@ _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
 _CHUNK_SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _MAX_LINE_BYTES: Final = 4096
 """Of what frames a body: a chunk's size with its extensions."""
-_NO_BODY: Final = frozenset({101, 204, 304})
+_NO_BODY: Final = frozenset({204, 304})
 
 
 class StrictResponse(HTTPResponse):
@@ -64,7 +64,7 @@ class StrictResponse(HTTPResponse):
                 raise HTTPException(f"no header line: {line[:60]!r}")
             name = field[1].decode("latin-1")
             self.headers[name] = field[2].decode("latin-1")
-        return self.status >= 200 or self.status == 101
+        return self.status >= 200
 
     def _line(self) -> bytes:
         """The next line of the head; the limit on its length is `on_line`'s."""

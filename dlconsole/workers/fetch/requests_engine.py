@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import select
 import socket
 import ssl
@@ -51,6 +52,8 @@ _JOIN_S: Final = 2.0
 """How long `close` waits for its threads, all together; they hold nothing that matters."""
 _POOLS: Final = 2
 """Hosts of which a thread keeps its connection."""
+_ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
+_DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
 
 
 class _Cut(Exception):
@@ -90,13 +93,12 @@ class _Hop(Generic[T]):
         self.reused = False
         self.shook_hands = False
         """TCP is connected: what fails before `ready` is TLS."""
-        self.received = 0
+        self.receiver: Receiver | None = None
         self.failure: Failure | None = None
         """Why it ended, where that is known better than the exception tells."""
         self._lock = threading.Lock()
         self._cord: _Cord | None = None
         self._settings = settings
-        self._window: tuple[float, int] | None = None
 
     @property
     def connect_left_s(self) -> float:
@@ -134,14 +136,7 @@ class _Hop(Generic[T]):
             if now < self.connect_by:
                 return None
             return Failure(FailureKind.TIMEOUT, f"no connection within {settings.connect_timeout_s:g} s")
-        since, before = self._window or (now, self.received)
-        least = settings.min_bytes_per_s * settings.min_rate_window_s
-        if self._window is None or self.received - before >= least:
-            self._window = (now, self.received)
-        elif now - since >= settings.min_rate_window_s:
-            rate = f"{settings.min_bytes_per_s} bytes/s in {settings.min_rate_window_s:g} s"
-            return Failure(FailureKind.TIMEOUT, f"slower than {rate}")
-        return None
+        return self.receiver.too_slow(now) if self.receiver is not None else None
 
 
 class _Line:
@@ -450,7 +445,7 @@ class RequestsEngine(Hops[T]):
         line = _Line(self._settings, self._guard)
         with _Session(line, self._context, self._settings) as session:
             while (hop := self._jobs.get()) is not None:
-                line.hop = hop
+                line.hop, hop.receiver = hop, line.receiver
                 outcome = self._outcome(session, line, hop)
                 hop.let_go()
                 self._done.append((hop, outcome))
@@ -460,7 +455,7 @@ class RequestsEngine(Hops[T]):
         while True:
             line.receiver.reset_answer()
             try:
-                status = self._receive(session, line, hop)
+                self._receive(session, line, hop)
             except Exception as error:  # noqa: BLE001  (requests, urllib3 and ssl raise from five trees)
                 if hop.may_try_again and not line.receiver.headers:
                     hop.ready = hop.reused = False
@@ -468,34 +463,30 @@ class RequestsEngine(Hops[T]):
                 return _failure(line.receiver, hop, error)
             if hop.failure is not None:  # to a read, a connection that was cut looks like one that ended
                 return _failure(line.receiver, hop, _Cut())
-            return line.receiver.outcome(hop.fetch.target.url, status)
+            return line.receiver.outcome(hop.fetch.target.url)
 
-    def _receive(self, session: _Session, line: _Line, hop: _Hop[T]) -> int:
-        """Read as much of the answer as matters into the receiver; its status."""
+    def _receive(self, session: _Session, line: _Line, hop: _Hop[T]) -> None:
+        """Read as much of the answer as matters into the receiver."""
         left_s = max(0.001, hop.fetch.deadline - time.monotonic())
         timeout_s = (hop.connect_left_s, left_s)
         with session.get_plainly(hop.fetch.target.url, timeout_s, self._settings.proxy) as response:
             receiver = line.receiver
             receiver.look_at_headers()
-            while data := response.raw.read1(_READ_BYTES):
-                hop.received += len(data)
-                if receiver.write(data) == 0:
-                    break
-            return response.status_code
+            while not receiver.enough and (data := response.raw.read1(_READ_BYTES)):
+                receiver.write(data)
 
 
 def _failure(receiver: Receiver, hop: _Hop[Any], error: Exception) -> Failure | str:
     """What an exception means: what the answer had decided before, what the loop or the guard knows, or by
     the error that began it.
     """
-    status = receiver.status
-    decided = receiver.decided(hop.fetch.target.url, status)
+    decided = receiver.decided(hop.fetch.target.url)
     if decided is not None:
         return decided
     if hop.failure is not None:
         return hop.failure
     cause = _cause(error)
-    return Failure(_kind(hop, cause), str(cause)[:300] or type(cause).__name__, status or None)
+    return Failure(_kind(hop, cause), str(cause)[:300] or type(cause).__name__, receiver.status or None)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -539,7 +530,11 @@ def _authorization(url: str) -> str:
 
 
 def _request_target(url: str) -> str:
-    """Path and query as libcurl sends them: untouched but for dot segments."""
+    """Path and query as libcurl sends them: without dot segments, the path's escapes in capitals (RFC 3986,
+    6.2.2), else untouched.
+    """
     parts = urlsplit(url)
-    path = urlsplit(urljoin(url, parts.path)).path if "/." in parts.path else parts.path
+    path = _ESCAPE.sub(lambda match: match[0].upper(), parts.path)
+    path = _DOTS.sub(lambda match: match[0].replace("%2E", "."), path)
+    path = urlsplit(urljoin(url, path)).path if "/." in path else path
     return (path or "/") + (f"?{parts.query}" if parts.query else "")
