@@ -270,7 +270,9 @@ class CurlEngine(Hops[T]):
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         assert transfer.fetch is not None
-        decided = transfer.decided(transfer.fetch.target.url)
+        # Without a status there was no answer: the headers, if any, are those of a proxy that refused.
+        answered = transfer.handle.getinfo(pycurl.RESPONSE_CODE) > 0
+        decided = transfer.decided(transfer.fetch.target.url) if answered else None
         if decided is not None:
             return decided
         kind = _KINDS.get(code, FailureKind.CONNECT)

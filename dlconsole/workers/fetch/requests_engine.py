@@ -92,7 +92,7 @@ class _Hop(Generic[T]):
         """Connected, TLS included: from here on the rate counts."""
         self.reused = False
         self.shook_hands = False
-        """TCP is connected: what fails before `ready` is TLS."""
+        """TCP is connected, and to the host itself: what fails before `ready` is TLS."""
         self.receiver: Receiver | None = None
         self.failure: Failure | None = None
         """Why it ended, where that is known better than the exception tells."""
@@ -214,7 +214,7 @@ class _OnLine:
             self._cord = _Cord(sock)
             hop.hold(self._cord)
         sock.settimeout(hop.connect_left_s)
-        hop.shook_hands = True
+        hop.shook_hands = self.proxy is None  # type: ignore[attr-defined]
         return sock
 
     def connect(self) -> None:
@@ -492,10 +492,11 @@ def _failure(receiver: Receiver, hop: _Hop[Any], error: Exception) -> Failure | 
 def _cause(error: BaseException) -> BaseException:
     """The error of Python's own that requests and urllib3 have wrapped in theirs."""
     while type(error).__module__.partition(".")[0] in {"requests", "urllib3"}:
-        inner = error.__cause__ or error.__context__
-        if inner is None:
+        told = [argument for argument in error.args if isinstance(argument, BaseException)]
+        inner = [*told, error.__cause__, error.__context__]
+        if not any(inner):
             break
-        error = inner
+        error = next(one for one in inner if one)
     return error
 
 
