@@ -42,7 +42,7 @@ demo: $(VENV)/.run
 test: lint
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos"
 
-# The long forms of the fault tests, one after the other: about five minutes.
+# The long forms of the fault tests, one after the other: about 15 minutes.
 chaos: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m chaos --timeout 900 tests/faults
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ from dlconsole.widgets.wiring import bindings_of
 
 REFRESH_STEPS_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """What `+` and `-` step through."""
+_END_S: Final = 1.0
+"""How long quitting waits for the upkeep to end; where Redis hangs, it ends with the process."""
 
 
 class Polled(Message):
@@ -74,8 +77,39 @@ def _entry(words: Content, action: Action) -> Content:
     return Content.assemble((f"{key_words(action):<8}", BLUE), words)
 
 
+class LateUpkeep:
+    """`services.keeper` in a thread of its own, where it is also imported: it never holds up a picture."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was started."""
+        return self._thread is not None
+
+    def start(self, say: Callable[[str], None]) -> None:
+        """Begin, once; `say` is called from the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(say,), name="upkeep", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End it; one that was not started is none to end."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_END_S)
+
+    def _run(self, say: Callable[[str], None]) -> None:
+        keeper = importlib.import_module("dlconsole.services.keeper")
+        keeper.run(self._settings, self._stop, say)
+
+
 class DlconsoleApp(App[None], inherit_bindings=False):
-    """Asks `reader` for snapshots and shows them; never ends by itself.
+    """Asks `reader` for snapshots and shows them; never ends by itself. Once it has shown one, it starts
+    the `upkeep`.
 
     `on_quit_note` is asked when someone quits: what would end with the console, in words for a
     question; empty where nothing would. `now` is a steady clock in seconds.
@@ -95,6 +129,7 @@ class DlconsoleApp(App[None], inherit_bindings=False):
         reader: SnapshotReader,
         *,
         redis_name: str,
+        upkeep: LateUpkeep | None = None,
         on_quit_note: Callable[[], str] = str,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -104,6 +139,7 @@ class DlconsoleApp(App[None], inherit_bindings=False):
         self.animation_level = "none"
         self._settings = settings
         self._redis_name = redis_name
+        self._upkeep = upkeep
         self._on_quit_note = on_quit_note
         self._now = now
         self._poller = Poller(reader, self._publish, refresh_s=settings.console.refresh_s, now=now)
@@ -121,13 +157,24 @@ class DlconsoleApp(App[None], inherit_bindings=False):
             for number in (signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.exit)
 
+    def on_unmount(self) -> None:
+        """End the upkeep with the console."""
+        if self._upkeep is not None:
+            self._upkeep.stop()
+
     def _publish(self, poll: Poll) -> None:
         self.post_message(Polled(poll))
 
     def on_polled(self, message: Polled) -> None:
-        """Show what is new."""
+        """Show what is new; behind the first picture of a fleet, begin to keep it."""
         self._poll = message.poll
         self._show()
+        if self._upkeep is not None and not self._upkeep.begun and self._poll.link.state is LinkState.LIVE:
+            self.call_after_refresh(self._upkeep.start, self._tell)
+
+    def _tell(self, text: str) -> None:
+        """Say in passing what happened; from any thread."""
+        self.notify(text, markup=False)
 
     @property
     def picture(self) -> Picture:
@@ -223,6 +270,12 @@ class LateReader:
 
 def run_console(settings: Settings, redis_name: str, on_quit_note: Callable[[], str] = str) -> int:
     """Open the console on the Redis that `settings` name; the exit status."""
-    app = DlconsoleApp(settings, LateReader(settings), redis_name=redis_name, on_quit_note=on_quit_note)
+    app = DlconsoleApp(
+        settings,
+        LateReader(settings),
+        redis_name=redis_name,
+        upkeep=LateUpkeep(settings),
+        on_quit_note=on_quit_note,
+    )
     app.run()
     return app.return_code or 0

@@ -125,8 +125,15 @@ class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
     cpu_percent: float = 0.0
     rss_bytes: int = 0
     concurrency: int = 0
+    timings: dict[str, dict[str, int]] = {}
+    """By part of a fetch (`workers/fetch/timings.py`) the counts of a `Histogram`."""
+    reused: int = 0
+    opened: int = 0
+    """Of the sampled fetches: those on a connection that was open already, and on a new one."""
     engine: str = "curl"
     version: str = ""
+    waits: str = ""
+    """What is wrong with its store, so that it starts nothing; '' while that is well."""
 
 
 class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -229,6 +236,8 @@ class HostView:
     stored_per_s: float
     bytes_per_s: float
     stats: HostStats | None = None
+    waits: str = ""
+    """What is wrong with its store, so that a session of it starts nothing; '' while that is well."""
 
     @property
     def disk_ratio(self) -> float | None:

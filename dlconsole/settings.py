@@ -287,9 +287,9 @@ class GuardSettings(Section):
     min_free_bytes: Bytes = Field(default=0, ge=0, le=2**63 - 1)
     """Least bytes free; 0: no such limit."""
     margin_percent: float = Field(default=1.0, ge=0, le=50)
-    """How far below a limit the filesystem must be, in percent of its size, before downloads go on."""
+    """How far below a limit, in percent, the filesystem must be before downloads go on."""
     check_s: Seconds = Field(default=3.0, ge=0.1, le=600)
-    """How often the filesystem is looked at."""
+    """How often the filesystem is looked at; after a write that failed, the shortest time to the next."""
     stall_s: Seconds = Field(default=120.0, ge=15, le=86400)
     """A worker that has not moved for this long (a hung disk, a fault) gives its tasks back and ends."""
 

@@ -304,6 +304,8 @@ def _print_requeue(report: RequeueReport, settings: Settings, *, dry_run: bool) 
         + "".join(f", {words}" for words in extra)
         + (" (stopped; the same command goes on)" if report.stopped else "")
     )
+    for path in report.unfinished:
+        print(f"{path}: the last line is unfinished (it has no newline); left out")
 
 
 # -- adopt ----------------------------------------------------------------------------------------

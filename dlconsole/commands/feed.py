@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dlconsole.commands.common import load_settings
 from dlconsole.commands.stopping import stop_event
-from dlconsole.errors import RedisError, UsageError
+from dlconsole.errors import RedisUnusable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ _GO_ON: Final = "the same command goes on exactly where it ended"
 _EPILOG: Final = """\
 How far a list is fed stands in Redis, moved by the pushes themselves: after Ctrl-C, a crash or a
 restart of Redis the same command goes on exactly there. A list that is done is named in --done-file.
+While Redis is away, loading or full it waits, from the first moment on; Ctrl-C ends that with status 130.
 """
 
 
@@ -74,39 +75,45 @@ def run(args: argparse.Namespace) -> int:
     total = manifests.total_bytes(paths)
     if args.dry_run:
         return _dry_run(paths, settings, total, as_json=args.json)
-    settings = embedded.resolve(settings)
-    _warn(settings)
-    return _feed(paths, settings, total, args)
+    return _feed(paths, embedded.resolve(settings), total, args)
 
 
-def _warn(settings: Settings) -> None:
-    """Say what about the server is unsafe, before anything is fed to it."""
-    from dlconsole.services import checks
-
-    for finding in checks.ask(settings):
-        print(f"dlconsole: warning: {finding.said}: {finding.todo}", file=sys.stderr)
+def _say(text: str) -> None:
+    print(f"dlconsole: {text}", file=sys.stderr)
 
 
 def _feed(paths: list[Path], settings: Settings, total: int | None, args: argparse.Namespace) -> int:
     from dlconsole.services.feed_run import FeedRun
 
-    feeding = FeedRun(settings, skip=args.skip, again=args.again)
+    feeding = FeedRun(settings, say=_say, skip=args.skip, again=args.again)
     with stop_event() as stopped, _progress(total, quiet=args.json) as draw:
 
-        def on_progress(_path: Path, report: FeedReport) -> bool:
+        def on_progress(waiting: str) -> bool:
             reports = feeding.reports.values()
-            draw(sum(r.position for r in reports), sum(r.tasks for r in reports), report.waiting)
+            draw(sum(r.position for r in reports), sum(r.tasks for r in reports), waiting)
             return not stopped.is_set()
 
         feeding.on_progress = on_progress
         try:
             finished = feeding.run(paths)
-        except RedisError as error:
-            raise type(error)(f"{error}\n{_GO_ON}" if feeding.reports else str(error)) from error
+        except RedisUnusable as error:
+            raise RedisUnusable(f"{error}{_after_fault(list(feeding.reports.values()))}") from error
     if feeding.not_listed:
-        print(f"dlconsole: warning: done lists are not written down: {feeding.not_listed}", file=sys.stderr)
+        _say(f"warning: done lists are not written down: {feeding.not_listed}")
+    if not feeding.reports:
+        _say("stopped; nothing was fed")
     _print_result(feeding.reports, settings, as_json=args.json, dry_run=False)
     return 0 if finished else 130
+
+
+def _after_fault(reports: list[FeedReport]) -> str:
+    """What is in the queue although the run could not go on, as a further line; '' for nothing."""
+    fed = sum(report.fed for report in reports)
+    return f"\n{fed:,} tasks were fed before that; {_how_to_go_on(reports[-1])}" if fed else ""
+
+
+def _how_to_go_on(report: FeedReport) -> str:
+    return f"go on with --skip {report.lines}" if report.size is None else _GO_ON
 
 
 def _dry_run(paths: list[Path], settings: Settings, total: int | None, *, as_json: bool) -> int:
@@ -155,8 +162,7 @@ def _print_result(
         for line, why in sorted(report.samples.items()):
             print(f"  line {line:,}: {why}")
         if report.stopped and not dry_run:
-            streams = report.size is None
-            print(f"  stopped; go on with --skip {report.lines}" if streams else f"  stopped: {_GO_ON}")
+            print(f"  stopped; {_how_to_go_on(report)}" if report.lines else "  stopped")
 
 
 def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:

@@ -195,6 +195,11 @@ def _facts(snapshot: FleetSnapshot) -> Iterator[tuple[str, str]]:
     if pause := snapshot.pause:
         ago = format_duration((snapshot.at_ms - pause.at_ms) / 1000)
         yield "PAUSED", f"{ago} ago by {pause.by}" + (f": {pause.why}" if pause.why else "")
+    waiting = [host for host in snapshot.hosts if host.waits]
+    for host in waiting[:_MOST_ROWS]:
+        yield "WAITS", f"{host.name} for its store: {host.waits}"
+    if len(waiting) > _MOST_ROWS:
+        yield "WAITS", f"and {len(waiting) - _MOST_ROWS} more hosts: see --json"
     for finding in findings(redis):
         yield "warning", f"{finding.said}: {finding.todo}"
     if snapshot.unreadable:

@@ -19,6 +19,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError as RedisConnectionError,
     NoPermissionError,
     OutOfMemoryError,
@@ -26,6 +27,7 @@ from redis.exceptions import (
     RedisError as LibraryError,
     ResponseError,
     TimeoutError as RedisTimeoutError,
+    TryAgainError,
 )
 from redis.retry import Retry
 
@@ -41,6 +43,10 @@ _PASSING: Final = re.compile(
 )
 """Error replies that say «not now», also from inside a script: pause and try again. Never a task
 failure, never an exit."""
+_PASSING_TYPES: Final = (BusyLoadingError, ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+"""Those of them that redis-py has a class for, and whose text it cuts the code off; MASTERDOWN's is a
+ClusterDownError.
+"""
 
 
 def connect(url: str, *, name: str) -> redis.Redis:
@@ -82,7 +88,7 @@ def translate(error: LibraryError, url: str) -> RedisError:
         return RedisUnusable(f"{where} refuses the user or password: {error}")
     if isinstance(error, NoPermissionError):
         return RedisUnusable(f"{where}: this user's ACL does not allow it: {error}")
-    if isinstance(error, (BusyLoadingError, OutOfMemoryError, ReadOnlyError)):
+    if isinstance(error, _PASSING_TYPES):
         return RedisUnavailable(f"{where}: {error}")
     if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
         return RedisUnavailable(f"{where} cannot be reached: {error}")

@@ -1,17 +1,20 @@
 """The store's filesystem: how full it is, and whether downloads may go on.
 
-Limits are in bytes used (the legacy `stop_threshold`), in percent, and in bytes free; past one of them
-downloads wait, and go on when the filesystem is below it by a margin, so that they do not flap.
+Limits are in bytes used (the legacy `stop_threshold`), in percent, and in bytes free, and there must be
+inodes. Past one of them downloads wait, and go on when the filesystem is below that one by a margin, so
+that they do not flap.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from dlconsole.settings import GuardSettings
-from dlconsole.units import format_bytes
+from dlconsole.units import format_bytes, format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ def existing(folder: Path) -> Path:
 
 
 def usage_of(folder: Path) -> DiskUsage:
-    """The filesystem of `folder`, or of the nearest folder above it that exists. Raises OSError."""
-    stats = os.statvfs(existing(folder))
+    """The filesystem of `folder`. Raises OSError."""
+    stats = os.statvfs(folder)
     return DiskUsage(
         total_bytes=stats.f_blocks * stats.f_frsize,
         used_bytes=(stats.f_blocks - stats.f_bfree) * stats.f_frsize,
@@ -49,37 +52,65 @@ def usage_of(folder: Path) -> DiskUsage:
     )
 
 
+_SPARE_INODES: Final = 64
+"""So few are none: workers that wait give some back, which would look like room."""
+
+
 class DiskGuard:
-    """Says why downloads must wait, if they must. Remembers whether they do, for the margin."""
+    """Says why downloads must wait, if they must. Remembers past which limit they do, for the margin."""
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
-        self.why = ""
-        """Why downloads wait; '' while they may go on."""
+        self._past: _Limit | None = None
 
     def look(self, usage: DiskUsage) -> str:
         """Take in the filesystem's state; why downloads must wait, or ''."""
-        margin = 0.0
-        if self.why:  # to go on again, it must be below the limits by the margin
-            margin = self._settings.margin_percent
-        self.why = self._fault(usage, margin)
-        return self.why
-
-    def _fault(self, usage: DiskUsage, margin_percent: float) -> str:
-        settings = self._settings
-        # Of the limit where that is less: else a low limit on a large disk could never be met again.
-        part = margin_percent / 100
-        used_margin = part * min(usage.total_bytes, settings.max_used_bytes)
-        free_margin = part * min(usage.total_bytes, settings.min_free_bytes)
-        if settings.max_used_bytes and usage.used_bytes + used_margin > settings.max_used_bytes:
-            used, most = format_bytes(usage.used_bytes), format_bytes(settings.max_used_bytes)
-            return f"{used} used of the allowed {most} (guard.max_used_bytes)"
-        if usage.used_percent + margin_percent > settings.max_used_percent:
-            most_percent = f"{settings.max_used_percent:g} %"
-            return f"{usage.used_percent:.1f} % used of the allowed {most_percent} (guard.max_used_percent)"
-        if usage.free_bytes < settings.min_free_bytes + free_margin:
-            free, least = format_bytes(usage.free_bytes), format_bytes(settings.min_free_bytes)
-            return f"{free} free, less than {least} (guard.min_free_bytes)"
-        if usage.inodes_total and not usage.inodes_free:
-            return "no inodes left"
+        for limit in _LIMITS:
+            # To go on again, it must be below the limit by the margin.
+            part = self._settings.margin_percent / 100 if limit is self._past else 0.0
+            why = limit(usage, self._settings, part)
+            if why:
+                self._past = limit
+                return why
+        self._past = None
         return ""
+
+
+# Each says what is wrong, or ''. `part` is the margin: of the filesystem's size, or of the limit where
+# that is less, else a low limit on a large disk could never be met again.
+
+
+def _used_bytes(usage: DiskUsage, settings: GuardSettings, part: float) -> str:
+    margin = part * min(usage.total_bytes, settings.max_used_bytes)
+    if not settings.max_used_bytes or usage.used_bytes + margin <= settings.max_used_bytes:
+        return ""
+    used, most = format_bytes(usage.used_bytes), format_bytes(settings.max_used_bytes)
+    return f"{used} used of the allowed {most} (guard.max_used_bytes)"
+
+
+def _used_percent(usage: DiskUsage, settings: GuardSettings, part: float) -> str:
+    most = settings.max_used_percent
+    if usage.used_percent + part * most <= most:
+        return ""
+    return f"{usage.used_percent:.1f} % used of the allowed {most:g} % (guard.max_used_percent)"
+
+
+def _free_bytes(usage: DiskUsage, settings: GuardSettings, part: float) -> str:
+    margin = part * min(usage.total_bytes, settings.min_free_bytes)
+    if usage.free_bytes >= settings.min_free_bytes + margin:
+        return ""
+    free, least = format_bytes(usage.free_bytes), format_bytes(settings.min_free_bytes)
+    return f"{free} free, less than {least} (guard.min_free_bytes)"
+
+
+def _inodes(usage: DiskUsage, _settings: GuardSettings, part: float) -> str:
+    """A filesystem that makes them as it needs them (btrfs) says that it has none in total."""
+    least = min(_SPARE_INODES, usage.inodes_total / 100) + part * usage.inodes_total
+    if not usage.inodes_total or usage.inodes_free > least:
+        return ""
+    free, total = format_count(usage.inodes_free), format_count(usage.inodes_total)
+    return f"{free} of {total} inodes free: each image takes one"
+
+
+_Limit = Callable[[DiskUsage, GuardSettings, float], str]
+_LIMITS: Final[tuple[_Limit, ...]] = (_used_bytes, _used_percent, _free_bytes, _inodes)

@@ -81,7 +81,7 @@ def export(
     """
     require_writable(settings, "exporting errors")
     folder, keys, url = settings.errors.dir, Keys(settings.dataset), settings.redis
-    patience = Patience(watcher.stop, watcher.say)
+    patience = Patience(watcher.stop.wait, watcher.say)
     with connect(url, name="dlconsole-errors") as client:
         source = patience.call(_source, client, keys, url)
         with drain_folder.open_home(folder, source, host_name(settings)) as home:
@@ -120,7 +120,7 @@ class _Export:
         self._source = source
         self._folder = settings.errors.dir
         self._keys = Keys(settings.dataset)
-        self._patience = Patience(watcher.stop, watcher.say)
+        self._patience = Patience(watcher.stop.wait, watcher.say)
         self._drainer = Drainer(client, self._keys, home.id, url=settings.redis)
         self._left: int | None = None
 

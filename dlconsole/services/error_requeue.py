@@ -1,8 +1,8 @@
 """Errors → tasks again: from the error list, or from exported files.
 
 From the list: block by block into a spool, decided here, and one script makes the chosen ones tasks and
-puts the others back. From files: a bitmap in Redis, set by the script that pushes, knows which lines of
-a file are tasks again. So a kill at any point loses and doubles nothing, and going on is starting again.
+puts the others back. From files: marks in Redis, set by the script that pushes, know which lines are
+tasks again. So a kill at any point loses and doubles nothing, and going on is starting again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -20,6 +22,7 @@ from dlconsole.errors import DlconsoleError
 from dlconsole.services import error_items, error_source, spool
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.error_items import ErrorItem, Filter
+from dlconsole.services.error_source import ExportedFile, Line
 from dlconsole.services.hosts import host_name
 from dlconsole.services.keys import Keys
 from dlconsole.services.patience import Patience
@@ -29,14 +32,18 @@ from dlconsole.services.scripts import script
 from dlconsole.services.spool import Drainer
 from dlconsole.settings import Settings
 
+T = TypeVar("T")
+
 FILE_MEMORY_MS: Final = 90 * 24 * 3_600_000
-"""How long after the last call it is remembered which lines of a file were requeued."""
+"""How long a chunk's lines are remembered after the last requeue that chose one of them."""
 
 
 @dataclass(slots=True)
 class RequeueReport:
     """What a requeue did so far. `read` of about `total` errors were looked at; `matched` are meant by the
-    filter; of these `not_tasks` cannot be tried, `already` were requeued from this file before.
+    filter; of these `not_tasks` cannot be tried, `already` were requeued before, from this file or from one
+    that is the same up to there.
+    `unfinished` are files whose last line has no newline yet; it was not looked at.
     """
 
     total: int = 0
@@ -46,6 +53,7 @@ class RequeueReport:
     not_tasks: int = 0
     already: int = 0
     stopped: bool = False
+    unfinished: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +91,30 @@ def _blocks_to_count(
         for items in error_source.sampled(client, keys, url, report.total):
             yield len(_choose(items, order, report))
     for path in paths:
-        name = error_source.file_id(path)
-        for block in error_source.file_blocks(path):
+        file = ExportedFile(path)
+        for block in file.blocks():
             picked = _choose_lines(block, order, report)
-            yield len(_not_done(client, url, keys.requeued(name or ""), picked, report))
+            yield len(_not_done(client, keys, url, picked, report))
+        if file.unfinished:
+            report.unfinished.append(str(path))
 
 
-def _choose_lines(
-    block: Sequence[tuple[int, bytes]], order: Order, report: RequeueReport
-) -> list[tuple[int, bytes]]:
-    """(line number, queue item) of those that are meant and can be tried."""
-    picked = _choose([line for _, line in block], order, report)
-    return [(block[index][0], item) for index, item in picked]
+def _choose_lines(block: Sequence[Line], order: Order, report: RequeueReport) -> list[tuple[Line, bytes]]:
+    """(line, queue item) of those that are meant and can be tried."""
+    picked = _choose([line.raw for line in block], order, report)
+    return [(block[index], item) for index, item in picked]
 
 
 def _not_done(
-    client: redis.Redis, url: str, key: str, picked: list[tuple[int, bytes]], report: RequeueReport
-) -> list[tuple[int, bytes]]:
+    client: redis.Redis, keys: Keys, url: str, picked: list[tuple[Line, bytes]], report: RequeueReport
+) -> list[tuple[Line, bytes]]:
     """Without the lines that were requeued before; those are counted."""
-    if not picked:
-        return []
     with translated(url), client.pipeline(transaction=False) as pipeline:
-        for number, _ in picked:
-            pipeline.getbit(key, number)
-        done = pipeline.execute()
+        for chunk, lines in groupby((line for line, _ in picked), key=attrgetter("chunk")):
+            pipeline.smismember(keys.requeued(chunk), [line.mark for line in lines])
+        done = list(chain.from_iterable(pipeline.execute()))
     report.already += sum(done)
-    return [line for line, bit in zip(picked, done, strict=True) if not bit]
+    return [line for line, was_done in zip(picked, done, strict=True) if not was_done]
 
 
 def _choose(items: Sequence[bytes], order: Order, report: RequeueReport) -> list[tuple[int, bytes]]:
@@ -140,7 +146,7 @@ def requeue(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> Req
     """
     require_writable(settings, "requeueing errors")
     report = RequeueReport()
-    patience = Patience(order.stop, order.say)
+    patience = Patience(order.stop.wait, order.say)
     with connect(settings.redis, name="dlconsole-errors") as client:
         patience.call(_check, client, settings)
         if paths:
@@ -198,30 +204,32 @@ def _from_files(
     error_source.total_bytes(paths)
     keys, url = Keys(settings.dataset), settings.redis
     for path in paths:
-        name = error_source.file_id(path)
-        if name is None:
-            continue
-        for block in error_source.file_blocks(path):
+        file = ExportedFile(path)
+        for block in file.blocks():
             if order.stop.is_set() or report.requeued == order.limit:
                 return
-            picked = _choose_lines(block, order, report)
-            lines = patience.call(_not_done, client, url, keys.requeued(name), picked, report)
-            if lines := _within(order, report, lines):
-                report.requeued += patience.call(_push_lines, client, keys, url, name, lines)
+            if picked := _choose_lines(block, order, report):
+                chunks = list(dict.fromkeys(line.chunk for line, _ in picked))
+                lines = _within(order, report, patience.call(_not_done, client, keys, url, picked, report))
+                report.requeued += patience.call(_push_lines, client, keys, url, chunks, lines)
             order.progress(report)
+        if file.unfinished:
+            report.unfinished.append(str(path))
 
 
-def _within(order: Order, report: RequeueReport, picked: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+def _within(order: Order, report: RequeueReport, picked: list[T]) -> list[T]:
     return picked if order.limit is None else picked[: order.limit - report.requeued]
 
 
 def _push_lines(
-    client: redis.Redis, keys: Keys, url: str, name: str, lines: Sequence[tuple[int, bytes]]
+    client: redis.Redis, keys: Keys, url: str, chunks: Sequence[str], lines: Sequence[tuple[Line, bytes]]
 ) -> int:
+    """Requeue `lines`, and remember all of `chunks` anew. Returns how many were requeued now."""
     arguments: list[str | bytes | int] = [FILE_MEMORY_MS]
-    for line in lines:
-        arguments += line
-    names = [keys.task, keys.failed, keys.fed, keys.requeued(name)]
+    places = {chunk: place for place, chunk in enumerate(chunks, 1)}
+    for line, item in lines:
+        arguments += places[line.chunk], line.mark, item
+    names = [keys.task, keys.failed, keys.fed, *(keys.requeued(chunk) for chunk in chunks)]
     with translated(url):
         moved: Any = script("requeue_lines").run(client, names, *arguments)
     return int(moved)

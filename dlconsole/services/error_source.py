@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import redis
 
 from dlconsole.errors import FeedError
-from dlconsole.services import error_items
 from dlconsole.services.connection import translated
 from dlconsole.services.keys import Keys
 
 BLOCK: Final = 1000
 MAX_LINE_BYTES: Final = 16 << 20
+CHUNK: Final = 500
+"""Lines that Redis remembers in one set: it keeps up to 512 integers in 8 bytes each, more in about 60."""
 
 
 def list_length(client: redis.Redis, keys: Keys, url: str) -> int:
@@ -41,51 +42,63 @@ def sampled(client: redis.Redis, keys: Keys, url: str, most: int) -> Iterator[li
         yield list(reversed(found))
 
 
-def file_blocks(path: Path) -> Iterator[list[tuple[int, bytes]]]:
-    """The complete lines of an exported file as (number from 0, line); overlong ones are left out.
-    Raises FeedError.
+class Line(NamedTuple):
+    """A line of an exported file, and what it is known by: every byte from the file's beginning to its end.
+
+    So it stays the same line wherever the file is moved or copied, and however it grows; from the line on
+    in which two files first differ, their lines are different ones; and equal lines at two places are two.
+    `mark` is 64 bits of a digest of all that. `chunk` is 128 other bits of the digest of the first of the
+    CHUNK lines among which it is: neither ever depends on what comes later in the file.
     """
-    block: list[tuple[int, bytes]] = []
-    size = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in _lines(file):
-                if line:
-                    block.append((number, line))
-                    size += len(line)
-                if len(block) >= BLOCK or size > MAX_LINE_BYTES:
-                    yield block
-                    block, size = [], 0
-    except OSError as error:
-        raise FeedError(f"{path}: {error.strerror}") from error
-    if block:
-        yield block
+
+    chunk: str
+    mark: int
+    raw: bytes
 
 
-def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
-    """(number, line without its newline), b'' for an overlong one; a last line without newline is still
-    being written, and left out.
+class ExportedFile:
+    """One exported file, read in blocks. `unfinished` is known behind the last one: whether the last line
+    has no newline, because it is still being written or was cut off. Such a line is left out.
     """
-    number, overlong = 0, False
-    while line := file.readline(MAX_LINE_BYTES):
-        if not line.endswith(b"\n"):
-            overlong = True
-            continue
-        yield number, b"" if overlong else line[:-1]
-        number, overlong = number + 1, False
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.unfinished = False
 
-def file_id(path: Path) -> str | None:
-    """What a file is known by, wherever it is moved or copied: its beginning up to its first task, which
-    never changes while the file grows. None where it holds no task. Raises FeedError.
-    """
-    digest = hashlib.sha256()
-    for block in file_blocks(path):
-        for _, line in block:
-            digest.update(line + b"\n")
-            if error_items.parse(line).is_task:
-                return digest.hexdigest()[:32]
-    return None
+    def blocks(self) -> Iterator[list[Line]]:
+        """Its complete lines; empty and overlong ones are left out. Raises FeedError."""
+        block: list[Line] = []
+        size = 0
+        try:
+            with self._path.open("rb") as file:
+                for line in self._lines(file):
+                    if line.raw:
+                        block.append(line)
+                        size += len(line.raw)
+                    if len(block) >= BLOCK or size > MAX_LINE_BYTES:
+                        yield block
+                        block, size = [], 0
+        except OSError as error:
+            raise FeedError(f"{self._path}: {error.strerror}") from error
+        if block:
+            yield block
+
+    def _lines(self, file: BinaryIO) -> Iterator[Line]:
+        """Each complete line, without its newline; an overlong one is empty."""
+        number, known, chunk, overlong = 0, b"", "", False
+        while piece := file.readline(MAX_LINE_BYTES):
+            self.unfinished = not piece.endswith(b"\n")
+            if self.unfinished and len(piece) < MAX_LINE_BYTES:
+                return  # and not on, should the rest come just now: half a line is no line
+            known = hashlib.sha256(known + piece).digest()
+            if self.unfinished:
+                overlong = True
+                continue
+            if number % CHUNK == 0:
+                chunk = known[8:24].hex()
+            mark = int.from_bytes(known[:8], signed=True)
+            yield Line(chunk, mark, b"" if overlong else piece[:-1])
+            number, overlong = number + 1, False
 
 
 def total_bytes(paths: Sequence[Path]) -> int:

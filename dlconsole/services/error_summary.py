@@ -12,6 +12,7 @@ from typing import Final, Literal
 from dlconsole.services import error_items, error_source, spool
 from dlconsole.services.connection import connect
 from dlconsole.services.error_items import ErrorItem
+from dlconsole.services.error_source import ExportedFile
 from dlconsole.services.keys import Keys
 from dlconsole.services.spool import Holder
 from dlconsole.settings import Settings
@@ -64,8 +65,8 @@ def of_files(settings: Settings, paths: Sequence[Path], by: By) -> Summary:
 
 def _all_lines(paths: Sequence[Path]) -> Iterator[bytes]:
     for path in paths:
-        for block in error_source.file_blocks(path):
-            yield from (line for _, line in block)
+        for block in ExportedFile(path).blocks():
+            yield from (line.raw for line in block)
 
 
 def _count(summary: Summary, items: Iterable[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,28 +12,31 @@ from typing import Final
 import redis
 
 from dlconsole.errors import RedisUnavailable
-from dlconsole.services import feeder, manifests
+from dlconsole.services import checks, feeder, manifests
 from dlconsole.services.connection import connect, translated
 from dlconsole.services.done_list import DoneList
 from dlconsole.services.durable import wait_until_on_disk
 from dlconsole.services.feeder import FeedReport, parse_position
 from dlconsole.services.keys import Keys
+from dlconsole.services.patience import Patience, wait_while
+from dlconsole.services.permission import require_writable
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
 _SETTLE_EVERY_S: Final = 5.0
 """Between two waits for the server's disk: many small lists share one."""
-_MAX_BACKOFF_S: Final = 5.0
 
 
 @dataclass(slots=True)
 class FeedRun:
-    """See above. `reports` has one report a list, in order, as far as it came; `on_progress` gets the
-    list's path and its report now and then, and ends the run by False.
+    """See above. `reports` has one report a list, in order, as far as it came. `on_progress` is called now
+    and then with what is waited for, '' for nothing, and ends the run by False; `say` is told what a user
+    should know.
     """
 
     settings: Settings
-    on_progress: Callable[[Path, FeedReport], bool] = lambda _path, _report: True
+    on_progress: Callable[[str], bool] = lambda _waiting: True
+    say: Callable[[str], None] = lambda _text: None
     skip: int = 0
     again: bool = False
     reports: dict[Path, FeedReport] = field(default_factory=dict)
@@ -43,6 +45,9 @@ class FeedRun:
 
     def run(self, paths: list[Path]) -> bool:
         """Feed them; False where it was stopped before all were done. Raises as `feeder.feed`."""
+        require_writable(self.settings, "feeding")
+        if not self._look_at_server():
+            return False
         done_list = DoneList(self.settings.feed.done_file)
         todo, fed = deque(paths), list[Path]()
         settle_at = time.monotonic() + _SETTLE_EVERY_S
@@ -62,10 +67,21 @@ class FeedRun:
                 fed, settle_at = [], time.monotonic() + _SETTLE_EVERY_S
         return True
 
+    def _look_at_server(self) -> bool:
+        """Say what about it is unsafe, before anything is fed to it; False where it was stopped meanwhile."""
+        patience = Patience(wait_while(lambda: self.on_progress(patience.waiting)), self.say)
+        try:
+            found = patience.call(checks.ask, self.settings)
+        except RedisUnavailable:  # and it was asked to stop
+            return False
+        for finding in found:
+            self.say(f"warning: {finding.said}: {finding.todo}")
+        return True
+
     def _feed(self, path: Path, done_list: DoneList) -> bool:
         def on_progress(report: FeedReport) -> bool:
             self.reports[path] = report
-            return self.on_progress(path, report)
+            return self.on_progress(report.waiting)
 
         earlier = self.reports.get(path)
         report = feeder.feed(
@@ -75,6 +91,7 @@ class FeedRun:
             again=self.again and earlier is None,  # not for one that Redis lost a part of
             listed=not manifests.is_stream(path) and self._is_listed(done_list, path),
             on_progress=on_progress,
+            say=self.say,
         )
         if earlier is not None:
             report.fed += report.fed_before - earlier.fed_before
@@ -97,23 +114,24 @@ class FeedRun:
         """Wait until these lists are on the server's disk; whether they are, and which it has lost a
         part of meanwhile. Waits while Redis is away.
         """
-        failures = 0
-        while True:
-            try:
-                with connect(self.settings.redis, name=feeder.CLIENT_NAME) as client:
-                    with translated(self.settings.redis):
-                        lost = [path for path in fed if not self._touch(client, path)]
-                        settled = wait_until_on_disk(client, lambda: self._goes_on(fed, ""))
-                        lost = [path for path in fed if path in lost or not self._touch(client, path)]
-                    return settled, lost
-            except RedisUnavailable as error:
-                failures += 1
-                wait_s = min(_MAX_BACKOFF_S, 0.1 * 2 ** min(failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
-                until = time.monotonic() + wait_s
-                while (left_s := until - time.monotonic()) > 0:
-                    if not self._goes_on(fed, str(error)):
-                        return False, []
-                    time.sleep(min(0.1, left_s))
+        report, url = self.reports[fed[-1]], self.settings.redis
+
+        def goes_on() -> bool:
+            report.waiting = patience.waiting or "until it is on the server's disk"
+            report.stopped = not self.on_progress(report.waiting)
+            return not report.stopped
+
+        def settle() -> tuple[bool, list[Path]]:
+            with connect(url, name=feeder.CLIENT_NAME) as client, translated(url):
+                lost = [path for path in fed if not self._touch(client, path)]
+                settled = wait_until_on_disk(client, goes_on)
+                return settled, [path for path in fed if path in lost or not self._touch(client, path)]
+
+        patience = Patience(wait_while(goes_on), self.say)
+        try:
+            return patience.call(settle)
+        except RedisUnavailable:  # and it was asked to stop
+            return False, []
 
     def _touch(self, client: redis.Redis, path: Path) -> bool:
         """Whether Redis has all of this list; then its position is written once more, so that there is
@@ -130,12 +148,6 @@ class FeedRun:
             if applied:
                 break
         return True
-
-    def _goes_on(self, fed: list[Path], waiting: str) -> bool:
-        report = self.reports[fed[-1]]
-        report.waiting = waiting or "until it is on the server's disk"
-        report.stopped = not self.on_progress(fed[-1], report)
-        return not report.stopped
 
     def _write_down(self, done_list: DoneList, paths: list[Path]) -> None:
         for path in paths:

@@ -8,8 +8,6 @@ after a Redis that came back without its last second.
 from __future__ import annotations
 
 import os
-import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,14 +23,12 @@ from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.items import Tally, TaskWriter
 from dlconsole.services.keys import Keys
 from dlconsole.services.manifests import UrlList
+from dlconsole.services.patience import Patience, wait_while
 from dlconsole.services.permission import require_writable
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
 CLIENT_NAME: Final = "dlconsole-feed"
-_MAX_BACKOFF_S: Final = 5.0
-_STEP_S: Final = 0.1
-"""While waiting for Redis: how often it is looked whether to stop."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -123,6 +119,7 @@ def feed(
     again: bool = False,
     listed: bool = False,
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> FeedReport:
     """Feed a list from where it stands; `on_progress` is called after each block, and ends it by False.
 
@@ -130,13 +127,12 @@ def feed(
     fed is gone on with all the same, so the same command can be repeated until it comes to its end.
     `listed` says that somebody else knows this list to be done, which counts where Redis does not know it.
 
-    Waits while Redis is away, but not at the start. Raises FeedError, ReadOnlyError, RedisUnusable, and
-    RedisUnavailable where Redis cannot be reached at the start.
+    Waits while Redis is away, and tells `say`. Raises FeedError, ReadOnlyError, RedisUnusable.
     """
     require_writable(settings, "feeding")
     report = FeedReport()
     with manifests.open_list(path) as source:
-        _Feeder(source, settings, report, on_progress, skip=skip, again=again, listed=listed).run()
+        _Feeder(source, settings, report, on_progress, say, skip=skip, again=again, listed=listed).run()
     return report
 
 
@@ -163,6 +159,7 @@ class _Feeder:
         settings: Settings,
         report: FeedReport,
         on_progress: Callable[[FeedReport], bool],
+        say: Callable[[str], None],
         *,
         skip: int,
         again: bool,
@@ -172,6 +169,7 @@ class _Feeder:
         self._settings = settings
         self._report = report
         self._on_progress = on_progress
+        self._patience = Patience(wait_while(self._goes_on), say)
         self._skip = skip
         self._again = again
         self._listed = listed
@@ -187,10 +185,8 @@ class _Feeder:
 
     def run(self) -> None:
         """Until the list's end, or until it was asked to stop."""
-        failures = 0
         at_end = False
         while not self._report.stopped:
-            fed = self._report.fed
             try:
                 with _Link(self._settings, self._source.id) as link:
                     self._report.waiting = ""
@@ -199,14 +195,13 @@ class _Feeder:
                     at_end = not self._report.stopped
                     if at_end and self._source.size is None:
                         link.forget()
+                    self._patience.over()
                     return
             except _Moved:
                 continue
-            except RedisUnavailable as error:
-                if self._stands is None:
-                    raise
-                failures = failures + 1 if self._report.fed == fed else 1
-                self._wait(failures, error)
+            except RedisUnavailable as trouble:
+                self._report.waiting = str(trouble)
+                self._patience.pause(trouble)
 
     def _agree(self, link: _Link) -> bool:
         """Ask where the list stands and go on from there; whether anything is left to do."""
@@ -311,6 +306,7 @@ class _Feeder:
         self._arrived(self._sent.popleft())
 
     def _arrived(self, push: _Push) -> None:
+        self._patience.over()
         self._stands = push.after
         self._show(push.to)
 
@@ -323,15 +319,6 @@ class _Feeder:
             report.not_http = max(0, stands.not_http - began.not_http)
             report.blank = max(0, stands.blank - began.blank)
             report.bad = max(0, stands.bad - began.bad)
-
-    def _wait(self, failures: int, error: RedisUnavailable) -> None:
-        """A growing pause, with jitter, that notices being asked to stop."""
-        self._report.waiting = str(error)
-        wait_s = min(_MAX_BACKOFF_S, 0.1 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
-        until = time.monotonic() + wait_s
-        while not self._report.stopped and (left_s := until - time.monotonic()) > 0:
-            self._report.stopped = not self._on_progress(self._report)
-            time.sleep(min(_STEP_S, left_s))
 
 
 class _Link:

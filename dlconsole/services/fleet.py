@@ -208,6 +208,7 @@ def _hosts(
             stored_per_s=sum(stats.stored_per_s for stats in running.get(name, ())),
             bytes_per_s=sum(stats.bytes_per_s for stats in running.get(name, ())),
             stats=record,
+            waits=next((stats.waits for stats in running.get(name, ()) if stats.waits), ""),
         )
         for name, record in sorted(records.items())
         if at_ms - record.at_ms < HOST_FRESH_MS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import psutil
 import redis
 
 from dlconsole.model import HostStats
-from dlconsole.services.disk import usage_of
+from dlconsole.services.disk import DiskUsage, existing, usage_of
 from dlconsole.services.keys import LEGACY_DISK, Keys
 from dlconsole.settings import Settings
 
@@ -54,6 +55,7 @@ class HostSampler:
 
     def __init__(self, settings: Settings) -> None:
         self._store = settings.worker.store_dir
+        self._disk = DiskUsage(0, 0, 0, 0, 0)
         self._ip = host_ip(settings)
         self._sent, self._received = _network_bytes()
         self._at = time.monotonic()
@@ -61,7 +63,9 @@ class HostSampler:
 
     def sample(self, at_ms: int) -> HostStats:
         """The host now; `at_ms` is the server's clock."""
-        disk = usage_of(self._store)
+        with suppress(OSError):  # it cannot be asked for now: then what it said last
+            self._disk = usage_of(existing(self._store))
+        disk = self._disk
         memory = psutil.virtual_memory()
         now = time.monotonic()
         elapsed_s = max(now - self._at, 1e-3)

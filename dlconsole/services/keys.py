@@ -142,9 +142,9 @@ class Keys:
         """STRING: a random name for this error list, so that a folder knows which list it drains."""
         return self._error_prefix + "source"
 
-    def requeued(self, file_id: str) -> str:
-        """STRING, a bitmap: which lines of an exported file were requeued; with a TTL."""
-        return f"{self._error_prefix}requeued:{file_id}"
+    def requeued(self, chunk: str) -> str:
+        """SET of integers: which lines of this chunk of an exported file were requeued; with a TTL."""
+        return f"{self._error_prefix}requeued:{chunk}"
 
     @property
     def counted(self) -> list[str]:

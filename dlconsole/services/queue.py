@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -225,6 +225,19 @@ class Session:
     def give_back(self, fields: Sequence[str]) -> int:
         """Give tasks back to the tail of the queue, the first field's to be taken first; how many."""
         return int(self._run("give_back", [self._keys.task, self._in_flight], *fields))
+
+    def give_back_strays(self, held: Container[str]) -> int:
+        """Give back what is in flight in this session and is none of the `held` fields; how many.
+
+        A Redis that lost its last second has undone acks and give-backs of a session that lives on: without
+        this their tasks would wait for its end. What a claim took whose reply was lost goes back as well.
+        """
+        with translated(self._url):
+            found: Any = self._client.hkeys(self._in_flight)
+        fields = [name.decode() for name in found]
+        strays = [field for field in fields if field != "_last" and field not in held]
+        strays.sort(key=lambda field: [int(number) for number in field.split(":")])
+        return self.give_back(strays) if strays else 0
 
     def forgive(self, items: Iterable[bytes]) -> int:
         """Take the death of this session, which lives after all, off the items that it held; off how

@@ -138,7 +138,7 @@ def give_back(
     """Put a drainer's spool back into the error list; how many, or None where it is not silent enough."""
     names = [keys.error, keys.drainers, keys.drainer(drainer_id)]
     with translated(url):
-        code, count = script("giveback").run(
+        code, count = script("restore").run(
             client, names, drainer_id, keys.spool_prefix(drainer_id), silent_ms
         )
     return None if code == b"BUSY" else int(count)

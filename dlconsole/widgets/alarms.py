@@ -58,7 +58,11 @@ def _redis_alarms(snapshot: FleetSnapshot) -> list[Alarm]:
 
 
 def _host_alarms(snapshot: FleetSnapshot) -> list[Alarm]:
-    full = [host for host in snapshot.hosts if (host.disk_ratio or 0) >= DISK_LIMIT]
+    waiting: dict[str, list[str]] = {}
+    for host in snapshot.hosts:
+        if host.waits:
+            waiting.setdefault(host.waits, []).append(host.name)
+    full = [host for host in snapshot.hosts if (host.disk_ratio or 0) >= DISK_LIMIT and not host.waits]
     silent = [
         host
         for host in snapshot.hosts
@@ -66,12 +70,19 @@ def _host_alarms(snapshot: FleetSnapshot) -> list[Alarm]:
         and not (host.stats and host.stats.ended)
         and SILENT_S <= (snapshot.at_ms - host.seen_ms) / 1000 < GONE_S
     ]
-    found = []
+    found = [
+        Alarm(f"{_names(hosts[0], len(hosts))} {_wait(len(hosts))} store: {clean(why)}", urgent=True)
+        for why, hosts in waiting.items()
+    ]
     if full:
         found.append(Alarm(f"disk nearly full on {_names(full[0].name, len(full))}", urgent=True))
     if silent:
         found.append(Alarm(f"silent: {_names(silent[0].name, len(silent))}"))
     return found
+
+
+def _wait(count: int) -> str:
+    return "waits for its" if count == 1 else "wait for their"
 
 
 def _names(first: str, count: int) -> str:

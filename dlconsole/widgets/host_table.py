@@ -132,6 +132,8 @@ def _seen(host: HostView, at_ms: int) -> Piece:
     if host.seen_ms is None:
         return Piece("legacy", "dim") if host.stats is None else _UNKNOWN
     ago_s = (at_ms - host.seen_ms) / 1000
+    if ago_s < LIVE_S and host.waits:
+        return Piece("waits", "bad")
     if ago_s < LIVE_S:
         return Piece("live", "good")
     # Whole minutes, hours or days: coarse, so that a silent fleet does not repaint.

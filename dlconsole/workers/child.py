@@ -6,7 +6,6 @@ The pipe stays open; when it ends, the supervisor is gone, and the worker drains
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -19,14 +18,12 @@ from typing import Final
 import msgspec
 
 from dlconsole import log
-from dlconsole.errors import DlconsoleError, StoreError
+from dlconsole.errors import DlconsoleError
 from dlconsole.services.supervisor import EXIT_UNUSABLE, Order, stop_signals
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
 
 _EXIT_AT_ONCE: Final = 130
-_HEALS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-"""What a disk says that may be well again later."""
 _SAME_SIGNAL_S: Final = 1.0
 
 
@@ -35,13 +32,14 @@ def main() -> int:
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     settings = Settings.model_validate_json(order.settings)
     logger = log.configure(settings.log, worker=order.index, pid=os.getpid())
+    # Not even a folder is made for a supervisor that is gone: it may have cleaned up already.
+    if select.select([0], [], [], 0)[0] and not os.read(0, 1):
+        return 0
     try:
-        downloader = _downloader(settings, logger, until_empty=order.until_empty)
+        downloader = Downloader(settings, logger, until_empty=order.until_empty)
     except DlconsoleError as error:
         logger.error("worker cannot start", error=str(error))
         return EXIT_UNUSABLE
-    if downloader is None:
-        return 0
     _stop_on_signals(downloader)
     _stop_with_supervisor(downloader)
     try:
@@ -52,27 +50,6 @@ def main() -> int:
     except Exception:
         logger.exception("worker failed")
         return 1
-
-
-def _downloader(settings: Settings, logger: log.Logger, *, until_empty: bool) -> Downloader | None:
-    """The worker, once its store can be opened: a full or read-only disk is waited for. None when the
-    supervisor went away meanwhile. Raises StoreError, ConfigError.
-    """
-    waits, pause_s = False, 0.0
-    while True:
-        # Not even a folder is made for a supervisor that is gone: it may have cleaned up already.
-        if select.select([0], [], [], pause_s)[0] and not os.read(0, 1):
-            return None
-        pause_s = settings.guard.check_s
-        try:
-            return Downloader(settings, logger, until_empty=until_empty)
-        except StoreError as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _HEALS:
-                raise
-            if not waits:
-                logger.error("downloads wait for the store", why=str(error))
-            waits = True
 
 
 def _stop_on_signals(downloader: Downloader) -> None:

@@ -40,6 +40,8 @@ LINGER_S: Final = 0.1
 _IDLE_CLAIM_S: Final = 0.5
 """How long to wait before asking an empty or paused queue again."""
 _MAX_BACKOFF_S: Final = 5.0
+_MAX_WHY: Final = 300
+"""Longest text of a heartbeat: a store's path can be of any length."""
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
@@ -290,6 +292,9 @@ class Courier:
             self._log.warning("dead session reaped", session=session)
         if kept.given_back or kept.crashed or kept.promoted:
             self._log.info("upkeep", given_back=kept.given_back, crashed=kept.crashed, promoted=kept.promoted)
+        strays = self._session.give_back_strays(self._held)
+        if strays:
+            self._log.warning("redis has lost what it had answered; tasks given back", given_back=strays)
 
     def _let_others_come_back(self) -> None:
         """Redis was away, or this process was suspended: leases that have run out meanwhile say nothing."""
@@ -371,6 +376,7 @@ class Courier:
         return self._tally.stats(
             at_ms=self._server_ms,
             state=self._state(),
+            waits=self._held_up[:_MAX_WHY],
             in_flight=len(self._held),
             fetching=self._fetching(),
         )

@@ -54,12 +54,13 @@ class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
     def __init__(self, settings: Settings, log: Logger, *, until_empty: bool = False) -> None:
-        """Raises StoreError where the store cannot be opened, ConfigError where a setting names nothing."""
+        """Raises StoreError where the store is none, ConfigError where a setting names nothing."""
         self._settings = settings
         self._log = log
         self._store = Store(settings.worker.store_dir)
+        self._guard = StoreGuard(settings.guard, self._store)
         self._engine = _engine(settings)
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, settings.worker.engine)
+        self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
             settings,
             self._tally,
@@ -70,7 +71,6 @@ class Downloader:
         )
         self._epoch = 0
         self._drain_by: float | None = None
-        self._guard = StoreGuard(settings, self._store)
 
     def request_stop(self) -> None:
         """Claim and start no more, finish what runs, within `drain_s`. For signal handlers and threads."""
@@ -170,7 +170,7 @@ class Downloader:
             try:
                 outcome = self._keep(item, fetched)
             except StoreError as error:
-                self._guard.failed(error)
+                self._guard.failed(error, len(fetched.body))
                 self._courier.give_back(item.claimed, item.epoch)
                 return
         self._report(item.claimed, item.epoch, outcome)

@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,6 +29,7 @@ MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
 _OPEN_FOLDERS: Final = 512
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST})
 
 
@@ -82,24 +84,36 @@ class _Folder:
 class Store:
     """A folder that images are written under. Not thread-safe.
 
-    Folders are opened one part at a time without following symbolic links, and kept open, so that
-    nothing that changes meanwhile can lead a write out of the root. A link that leads elsewhere
-    inside the root is followed.
+    After a failure nothing of it is held open, so that its filesystem can be unmounted, mended and
+    mounted; whatever is done next opens it anew.
     """
 
     def __init__(self, root: Path) -> None:
-        """Create the root where it is missing, and sweep what killed sessions left. Raises StoreError."""
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            self._real_root = os.path.realpath(root)
-            self._root_fd = os.open(self._real_root, _FOLDER_FLAGS)
-            self._device = os.fstat(self._root_fd).st_dev
-            self._partial = _PartialFolder(self._root_fd)
-        except OSError as error:
-            raise StoreError(f"store {root}: {error.strerror}; choose another with --store") from error
         self.root = root
-        self._folders: OrderedDict[str, _Folder] = OrderedDict()
-        self._count = 0
+        self._device: int | None = None
+        """The filesystem it was last opened on; None before that."""
+        self._tree: _Tree | None = None
+
+    def open(self) -> None:
+        """Open the root, made where it is missing, and sweep what killed sessions left. Raises StoreError.
+
+        Once it was open it is not made again: a root that is missing later may be a mount that is gone,
+        whose images would fill the disk below. For the same reason another filesystem is taken for the
+        store only where it has the store's own folder.
+        """
+        self._opened()
+
+    def check(self) -> None:
+        """Raises StoreError where the root's path leads elsewhere by now: unmounted, removed, replaced."""
+        if self._tree is None:
+            return
+        try:
+            in_place = os.path.samestat(os.stat(self.root), os.fstat(self._tree.root_fd))
+        except OSError as error:
+            raise self._failure(error) from error
+        if not in_place:
+            self.close()
+            raise StoreError(f"store {self.root}: its folder was replaced or unmounted")
 
     def write(self, place: Place, data: bytes | bytearray) -> None:
         """Put `data` at `place`, whole or not at all, replacing what is there.
@@ -107,48 +121,116 @@ class Store:
         Raises BadPathError where a link leads out of the root or a folder is in the way of the file
         or a file in the way of a folder, StoreError where the disk fails.
         """
+        tree = self._opened()
         try:
-            self._write_into(self._folder(place.folder), place.name, data)
+            tree.write(place, data)
         except OSError as error:
             if error.errno in _BAD_PATH:
                 where = f"{place.folder}/{place.name}"[:200]
                 raise BadPathError(f"path cannot be used: {error.strerror}: {where!r}") from error
-            self._forget_folders()  # one of them may have been moved or removed
-            raise StoreError(f"store {self.root}: {error.strerror}") from error
+            raise self._failure(error) from error
 
-    def try_write(self) -> None:
-        """Write a small file and remove it. Raises StoreError where that fails."""
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+    def try_write(self, size_bytes: int) -> None:
+        """Write a file of that size and remove it. Raises StoreError where that fails."""
+        tree = self._opened()
         try:
-            fd = os.open("trial", flags, 0o666, dir_fd=self._partial.fd)
-            try:
-                _write_all(fd, bytes(64 * 1024))
-            finally:
-                os.close(fd)
-                os.unlink("trial", dir_fd=self._partial.fd)
+            tree.try_write(size_bytes)
         except OSError as error:
-            raise StoreError(f"store {self.root}: {error.strerror}") from error
+            raise self._failure(error) from error
 
     def close(self) -> None:
-        """Close every folder."""
-        self._forget_folders()
-        self._partial.close()
-        os.close(self._root_fd)
+        """Hold nothing open any more."""
+        if self._tree is not None:
+            self._tree.close()
+            self._tree = None
 
-    def _write_into(self, folder: _Folder, name: str, data: bytes | bytearray) -> None:
+    def _opened(self) -> _Tree:
+        if self._tree is None:
+            try:
+                if self._device is None:
+                    self.root.mkdir(parents=True, exist_ok=True)
+                self._tree = self._open_tree()
+            except OSError as error:
+                raise self._failure(error) from error
+        return self._tree
+
+    def _open_tree(self) -> _Tree:
+        real_root = os.path.realpath(self.root)
+        root_fd = os.open(real_root, _FOLDER_FLAGS)
+        try:
+            self._device = self._own_device(root_fd)
+            return _Tree(real_root, root_fd, self._device)
+        except BaseException:
+            os.close(root_fd)
+            raise
+
+    def _own_device(self, root_fd: int) -> int:
+        device = os.fstat(root_fd).st_dev
+        if self._device in {None, device} or os.access(PARTIAL, os.F_OK, dir_fd=root_fd):
+            return device
+        raise StoreError(
+            f"store {self.root}: another filesystem is there now, without the store's {PARTIAL}; "
+            "mount the store again, or restart the workers to use this one"
+        )
+
+    def _failure(self, error: OSError) -> StoreError:
+        self.close()
+        hint = "; choose another with --store" if self._device is None else ""
+        return StoreError(f"store {self.root}: {error.strerror}{hint}")
+
+
+class _Tree:
+    """The store while it is open.
+
+    Folders are opened one part at a time without following symbolic links, and kept open, so that
+    nothing that changes meanwhile can lead a write out of the root. A link that leads elsewhere
+    inside the root is followed.
+    """
+
+    def __init__(self, real_root: str, root_fd: int, device: int) -> None:
+        """Sweeps what killed sessions left. Raises OSError, as all here does where the disk fails."""
+        self.root_fd = root_fd
+        self._real_root = real_root
+        self._device = device
+        self._partial = _PartialFolder(root_fd)
+        self._folders: OrderedDict[str, _Folder] = OrderedDict()
+        self._count = 0
+
+    def write(self, place: Place, data: bytes | bytearray) -> None:
+        folder = self._folder(place.folder)
         self._count += 1
         partial = f"{self._partial.name}-{self._count}.part"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        fd = os.open(partial, flags, 0o666, dir_fd=folder.partial_fd)
+        fd = os.open(partial, _NEW_FILE, 0o666, dir_fd=folder.partial_fd)
         try:
             try:
                 _write_all(fd, data)
             finally:
                 os.close(fd)
-            os.rename(partial, name, src_dir_fd=folder.partial_fd, dst_dir_fd=folder.fd)
+            os.rename(partial, place.name, src_dir_fd=folder.partial_fd, dst_dir_fd=folder.fd)
         except BaseException:
-            os.unlink(partial, dir_fd=folder.partial_fd)
+            with suppress(OSError):  # what cannot be removed now is swept when the store is opened again
+                os.unlink(partial, dir_fd=folder.partial_fd)
             raise
+
+    def try_write(self, size_bytes: int) -> None:
+        """Not of zeros, which some filesystems store as nothing; synced, for some say only then that
+        they are full.
+        """
+        fd = os.open("trial", _NEW_FILE, 0o666, dir_fd=self._partial.fd)
+        try:
+            try:
+                _write_all(fd, os.urandom(size_bytes))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        finally:
+            os.unlink("trial", dir_fd=self._partial.fd)
+
+    def close(self) -> None:
+        for folder in self._folders.values():
+            os.close(folder.fd)
+        self._partial.close()
+        os.close(self.root_fd)
 
     def _folder(self, path: str) -> _Folder:
         folder = self._folders.get(path)
@@ -164,7 +246,7 @@ class Store:
 
     def _open_folder(self, folder: str) -> int:
         """Open, and create where missing, each part below the last."""
-        fd = os.dup(self._root_fd)
+        fd = os.dup(self.root_fd)
         walked = ""
         for part in folder.split("/") if folder else []:
             walked = f"{walked}/{part}" if walked else part
@@ -189,8 +271,8 @@ class Store:
         if inside == ".." or inside.startswith("../"):
             raise BadPathError(f"a symbolic link leads out of the store: {walked[:200]!r}")
         if inside == ".":
-            return os.dup(self._root_fd)
-        fd = os.dup(self._root_fd)
+            return os.dup(self.root_fd)
+        fd = os.dup(self.root_fd)
         for part in inside.split("/"):
             try:
                 below = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
@@ -198,11 +280,6 @@ class Store:
                 os.close(fd)
             fd = below
         return fd
-
-    def _forget_folders(self) -> None:
-        for folder in self._folders.values():
-            os.close(folder.fd)
-        self._folders.clear()
 
 
 class _PartialFolder:
@@ -261,12 +338,10 @@ def _lock(fd: int) -> bool:
 
 
 def _remove_folder(base_fd: int, name: str, fd: int) -> None:
-    try:
+    with suppress(OSError):  # what cannot be removed now is swept when a store is opened next
         for file in os.listdir(fd):
             os.unlink(file, dir_fd=fd)
         os.rmdir(name, dir_fd=base_fd)
-    except OSError:  # what cannot be removed now is swept by the next session
-        pass
 
 
 def _open_or_create(folder_fd: int, part: str) -> int:

@@ -35,23 +35,15 @@ class Reporter:
 
     def publish(self, server_ms: int) -> None:
         """Write the host's record and, in turn, a history point. Raises RedisUnavailable, RedisUnusable."""
-        try:
-            sample = self._sampler.sample(server_ms)
-        except OSError as error:  # the store's filesystem is gone; its writes say so themselves
-            self._log.warning("no host sample", error=str(error))
-            sample = None
+        sample = self._sampler.sample(server_ms)
         with translated(self._url):
-            if sample is not None:
-                hosts.publish(self._client, self._keys, self.host, sample)
+            hosts.publish(self._client, self._keys, self.host, sample)
             if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
                 self._add_history_point()
 
     def say_goodbye(self, server_ms: int) -> None:
         """The session ends in order: unless another one of this host goes on, its silence is meant."""
-        try:
-            sample = self._sampler.sample(server_ms)
-        except OSError:
-            return
+        sample = self._sampler.sample(server_ms)
         with translated(self._url):
             hosts.publish(self._client, self._keys, self.host, msgspec.structs.replace(sample, ended=True))
 

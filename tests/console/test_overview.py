@@ -149,6 +149,20 @@ async def test_what_is_unsafe_about_redis_is_said(redis: RedisInfo, words: str) 
         assert words in shown(app)
 
 
+async def test_hosts_whose_store_fails_are_marked_and_the_alarm_says_why() -> None:
+    why = "store /srv/images: No space left on device"
+    hosts = (host(1, waits=why), host(2), host(4, waits=why))
+    app = console(replace(usual_fleet(), hosts=hosts))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settled(pilot)
+        text = shown(app)
+        assert f"dl-01.eu-west and 1 more wait for their store: {why}" in text
+        rows = {
+            name: line for line in text.splitlines() for name in ("dl-01", "dl-02", "dl-04") if name in line
+        }
+        assert [name for name, line in rows.items() if "waits" in line] == ["dl-01", "dl-04"]
+
+
 async def test_a_safe_fleet_raises_no_alarm() -> None:
     app = console(replace(usual_fleet(), hosts=(host(2, seen_ms=AT_MS),)))
     async with app.run_test(size=(120, 40)) as pilot:

@@ -242,17 +242,21 @@ def test_a_requeue_from_files_killed_at_any_step_doubles_no_line(
     refill(redis_client, folder)
     do("export")
     paths = [str(path) for path in folder.glob("*.txt")]
+    alike = folder / "begins_alike"
+    others = [error(i) for i in range(10, 15)]
+    alike.write_bytes(b"".join(line + b"\n" for line in [*ITEMS[:2], *others]))
+    paths.append(str(alike))
     do("requeue", paths=paths)
-    expected = sorted(task_again(parse(i)) for i in ITEMS)
+    expected = sorted(task_again(parse(i)) for i in ITEMS + others)
     assert sorted(redis_client.lrange(KEYS.task, 0, -1)) == expected
     redis_client.flushall()
     steps = do("requeue", paths=paths)["steps"]
     for at in range(1, len(steps) + 1):
         redis_client.delete(KEYS.task, *redis_client.keys(KEYS.requeued("*")))
-        redis_client.set(KEYS.failed, len(ITEMS))
+        redis_client.set(KEYS.failed, len(expected))
         do("requeue", at=at, paths=paths)
         again = do("requeue", paths=paths)["report"]
-        assert again["requeued"] + again["already"] == len(ITEMS)
+        assert again["requeued"] + again["already"] == len(ITEMS) + 2 + len(others)
         assert sorted(redis_client.lrange(KEYS.task, 0, -1)) == expected, at
         assert redis_client.get(KEYS.failed) == b"0"
 
@@ -324,7 +328,8 @@ def drain_in_a_crowd(crowd: Crowd, client: redis.Redis, tmp_path: Path, *, error
     expected = [error(i) for i in range(errors)]
 
     def lines() -> list[bytes]:
-        return [line for folder in set(folders) for line in raw_lines(folder)]
+        # An empty one ends a line that looked torn: a legacy drainer was in the middle of writing it.
+        return [line for folder in set(folders) for line in raw_lines(folder) if line]
 
     marks = sorted(draw.randrange(errors // 10, errors) for _ in range(kills))
     fed = 0

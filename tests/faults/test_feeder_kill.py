@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from faults_support import aof
 from redis.exceptions import RedisError
 
 from dlconsole.services.connection import connect
-from dlconsole.services.feeder import FeedReport, feed
+from dlconsole.services.feeder import feed
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import Settings
@@ -125,12 +126,6 @@ def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
         Feeder(server.url, urls, tmp_path).end()
         assert_each_task_was_fed_once(client)
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
-
-
-def aof(server: PrivateRedis) -> Path:
-    """The file that is appended to."""
-    (path,) = [*server.directory.glob("appendonly.aof"), *server.directory.glob("appendonlydir/*.incr.aof")]
-    return path
 
 
 @pytest.mark.parametrize(
@@ -251,16 +246,10 @@ def test_answers_that_never_come_feed_each_task_once(
     share: float, seed: int, urls: Path, server: PrivateRedis
 ) -> None:
     chance = random.Random(seed)
-    reached = threading.Event()  # not before the feeder is under way: at its start it would give up
-
-    def on_progress(_report: FeedReport) -> bool:
-        reached.set()
-        return True
-
     with ExitStack() as stack:
-        proxy = stack.enter_context(wire(server, lambda: reached.is_set() and chance.random() < share))
+        proxy = stack.enter_context(wire(server, lambda: chance.random() < share))
         settings = Settings.model_validate({"redis": proxy.url, "dataset": "ds"})
-        report = feed(urls, settings, on_progress=on_progress)
+        report = feed(urls, settings)
         client = stack.enter_context(connect(server.url, name="test"))
         assert proxy.swallowed >= 2
         assert report.fed == len(expected())
@@ -270,22 +259,12 @@ def test_answers_that_never_come_feed_each_task_once(
 def test_a_stream_survives_answers_that_never_come(server: PrivateRedis, tmp_path: Path) -> None:
     """It cannot be read twice, so what has no answer yet is kept until it has one."""
     chance = random.Random(7)
-    reached = threading.Event()
     os.mkfifo(tmp_path / "pipe")
     content = b"".join(line(i) + b"\n" for i in range(LINES))
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()
-
-    def on_progress(_report: FeedReport) -> bool:
-        reached.set()
-        return True
-
-    with wire(server, lambda: reached.is_set() and chance.random() < 0.02) as proxy:
-        feed(
-            tmp_path / "pipe",
-            Settings.model_validate({"redis": proxy.url, "dataset": "ds"}),
-            on_progress=on_progress,
-        )
+    with wire(server, lambda: chance.random() < 0.02) as proxy:
+        feed(tmp_path / "pipe", Settings.model_validate({"redis": proxy.url, "dataset": "ds"}))
         writer.join()
         assert proxy.swallowed >= 1
     with connect(server.url, name="test") as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,14 @@ SCRIPTS = {
     script(path.stem).sha.encode(): path.stem
     for path in (Path(__file__).parents[2] / "dlconsole/services/lua").glob("*.lua")
 }
+
+
+def packed(*words: bytes) -> bytes:
+    """A command as it is sent."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+LOAD = b"".join(packed(b"SCRIPT", b"LOAD", script(name).source) for name in SCRIPTS.values())
 
 
 class Fault(Enum):
@@ -45,6 +53,28 @@ def name_of(command: list[bytes]) -> str:
     return verb.decode().lower()
 
 
+class Strikes:
+    """Strikes calls of one name at the chosen turns, counted over all connections; 1 is the first."""
+
+    def __init__(self, name: str, fault: Fault, turns: Iterable[int]) -> None:
+        self.left = set(turns)
+        """Turns that have not come yet."""
+        self._name = name
+        self._fault = fault
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> Fault:
+        if name != self._name:
+            return Fault.NONE
+        with self._lock:
+            self._calls += 1
+            if self._calls not in self.left:
+                return Fault.NONE
+            self.left.remove(self._calls)
+        return self._fault
+
+
 class Wire:
     """Listens on a port of its own; `decide` is asked about each command, from the connection's thread."""
 
@@ -61,6 +91,7 @@ class Wire:
         self._server = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._killing = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -87,6 +118,10 @@ class Wire:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
+    def _strike_dead(self) -> None:
+        with self._killing:  # one death at a time, whatever other connections meet
+            self._kill()
+
     def _serve(self, client: socket.socket) -> None:
         upstream = socket.socket(socket.AF_UNIX)
         with self._lock:
@@ -95,13 +130,17 @@ class Wire:
             upstream.connect(self._target)
             requests, replies = client.makefile("rb"), upstream.makefile("rb")
             with requests, replies:
+                # Else a fault would strike a call that is only told that the server knows no such script.
+                upstream.sendall(LOAD)
+                for _ in SCRIPTS:
+                    read_reply(replies)
                 while True:
                     raw, command = read_command(requests)
                     name = name_of(command)
                     self.seen[name] += 1
                     fault = self.decide(name)
                     if fault is Fault.KILL_BEFORE:
-                        self._kill()
+                        self._strike_dead()
                     if fault in {Fault.CUT_BEFORE, Fault.KILL_BEFORE}:
                         return
                     if fault is Fault.TWICE:
@@ -111,7 +150,7 @@ class Wire:
                     if fault in {Fault.CUT_AFTER, Fault.KILL_AFTER}:
                         read_reply(replies)
                         if fault is Fault.KILL_AFTER:
-                            self._kill()
+                            self._strike_dead()
                         return
                     client.sendall(read_reply(replies))
         except (OSError, EOFError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import random
 import sys
 import threading
 from pathlib import Path
@@ -19,9 +21,12 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.services import error_requeue, retries
 from dlconsole.services.error_items import Filter, parse, task_again
 from dlconsole.services.error_requeue import RequeueReport
+from dlconsole.services.error_source import CHUNK, ExportedFile
 from dlconsole.services.queue import Session, error_item, new_session_id
 from dlconsole.settings import Settings
 
+SEED = 20240131
+WHY = ["dns: x", "tls: x"]
 NOT_FOUND = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404)
 
 
@@ -195,6 +200,152 @@ def test_lines_that_come_to_a_file_later_are_requeued_then(
     with path.open("ab") as file:
         file.write(error(9) + b"\n" + error(10))
     assert requeue(settings, [path]).requeued == 1
+
+
+def file_of(path: Path, *items: bytes) -> Path:
+    path.write_bytes(b"".join(item + b"\n" for item in items))
+    return path
+
+
+def test_two_files_that_begin_alike_differ_from_the_first_line_that_differs(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    one = file_of(tmp_path / "one", error(1), error(2), error(3))
+    two = file_of(tmp_path / "two", error(1), error(4), error(3))
+    assert requeue(settings, [one]).requeued == 3
+    report = requeue(settings, [two])
+    assert (report.requeued, report.already) == (2, 1)
+    assert queued(redis_client)[3:] == [task_again(parse(error(4))), task_again(parse(error(3)))]
+
+
+def test_what_fails_again_and_is_exported_again_is_requeued_again(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Also where the other file begins with an error that was not requeued, and comes as it came before."""
+    stays, timeouts = error(0, "http_status: HTTP 404", 404), [error(i) for i in range(1, 4)]
+    failed(redis_client, [stays, *timeouts])
+    export(settings)
+    (first,) = files(settings)
+    assert requeue(settings, [first], kinds=["timeout"]).requeued == 3
+    redis_client.lpush(KEYS.error, stays)
+    session = Session(redis_client, KEYS, new_session_id("h"), lease_s=30, url=settings.redis)
+    session.open()
+    why = Failure(FailureKind.TIMEOUT, "why", 900)
+    session.ack([], [(held.field, error_item(held.raw, why)) for held in session.claim(5).items])
+    second = settings.model_copy(
+        update={"errors": settings.errors.model_copy(update={"dir": tmp_path / "second"})}
+    )
+    assert export(second).exported == 4
+    report = requeue(settings, files(second))
+    assert (report.requeued, report.already) == (4, 0)
+    assert [json.loads(item)["_retry"]["requeued"] for item in queued(redis_client)] == [1, 2, 2, 2]
+
+
+def test_equal_lines_of_one_file_are_errors_of_their_own(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = file_of(tmp_path / "file", *[error(1)] * 700)
+    assert [requeue(settings, [path]).requeued for _ in range(2)] == [700, 0]
+    assert len(queued(redis_client)) == 700
+
+
+def test_files_that_grow_copies_and_parts_of_them_give_each_line_once(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Against a model: a line is what the file holds up to its end."""
+    draw = random.Random(SEED)
+    tree = [tmp_path / "0"]
+    tree[0].touch()
+    once: set[bytes] = set()
+    for step in range(150):
+        path = draw.choice(tree)
+        held = path.read_bytes().splitlines()
+        what = draw.choice(["grow", "grow", "copy", "requeue", "requeue"])
+        if what == "grow":
+            new = [draw.choice([error(draw.randrange(3), k), b"", b"{}"]) for k in draw.choices(WHY, k=400)]
+            file_of(path, *held, *new[: draw.randrange(400)])
+        elif what == "copy":
+            tree.append(file_of(tmp_path / f"{step}", *held[: draw.randrange(len(held) + 1)]))
+        else:
+            kinds, limit = draw.choice([["dns"], ["tls"], []]), draw.choice([None, 100])
+            meant = [
+                (at, prefix)
+                for at, prefix in enumerate(prefixes(held))
+                if parse(held[at]).is_task and (not kinds or parse(held[at]).kind in kinds)
+            ]
+            new_ones = [(at, prefix) for at, prefix in meant if prefix not in once][:limit]
+            redis_client.delete(KEYS.task)
+            assert requeue(settings, [path], kinds=kinds, limit=limit).requeued == len(new_ones)
+            assert queued(redis_client) == [task_again(parse(held[at])) for at, _ in new_ones]
+            once |= {prefix for _, prefix in new_ones}
+    assert len(once) > 2000 and max(path.read_bytes().count(b"\n") for path in tree) > 3 * CHUNK
+
+
+def prefixes(lines: list[bytes]) -> list[bytes]:
+    """What a file holds up to the end of each line, as a digest."""
+    held = hashlib.sha256()
+    found = []
+    for line in lines:
+        held.update(line + b"\n")
+        found.append(held.digest())
+    return found
+
+
+def test_what_is_remembered_is_small_and_ends_some_time_after_it_was_last_asked_for(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = file_of(tmp_path / "file", *(error(i) for i in range(5000)))
+    requeue(settings, [path])
+    keys = redis_client.keys(KEYS.requeued("*"))
+    assert sum(redis_client.memory_usage(key, samples=0) for key in keys) < 10 * 5000
+    for key in keys:
+        redis_client.pexpire(key, 1_000_000)
+    assert requeue(settings, [path]).already == 5000
+    assert all(redis_client.pttl(key) > error_requeue.FILE_MEMORY_MS - 1_000_000 for key in keys)
+
+
+def test_a_last_line_without_its_newline_is_named_and_left_until_it_has_one(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = file_of(tmp_path / "whole", error(1))
+    path = file_of(tmp_path / "file", error(2))
+    with path.open("ab") as file:
+        file.write(error(3))
+    words = ["requeue", "--file", str(whole), str(path)]
+    said = f"2 of 2 errors of 'ds'\n{path}: the last line is unfinished (it has no newline); left out\n"
+    assert run(settings, *words, "--dry-run") == 0
+    assert capsys.readouterr().out == f"would requeue {said}"
+    assert run(settings, *words, "--yes") == 0
+    assert capsys.readouterr().out == f"requeued {said}"
+    assert run(settings, *words, "--yes", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unfinished"] == [str(path)]
+    with path.open("ab") as file:
+        file.write(b"\n")
+    assert run(settings, *words, "--yes", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["unfinished"], report["requeued"], report["already"]) == ([], 1, 2)
+
+
+class Growing(io.RawIOBase):
+    """A file whose end comes, and then some more."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = iter(parts)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = next(self._parts, b"")
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def test_a_line_whose_rest_comes_while_it_is_read_waits_for_the_next_time(tmp_path: Path) -> None:
+    file = ExportedFile(tmp_path / "file")
+    found = file._lines(io.BufferedReader(Growing(b"one\ntw", b"", b"o\nthree\n")))
+    assert [line.raw for line in found] == [b"one"]
+    assert file.unfinished
 
 
 def test_a_file_without_a_task_or_none_at_all(settings: Settings, tmp_path: Path) -> None:

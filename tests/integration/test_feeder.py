@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,12 @@ import redis
 from integration_support import KEYS, until
 
 from dlconsole.cli import main
-from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable
+from dlconsole.errors import FeedError, RedisUnusable
+from dlconsole.services.connection import connect
 from dlconsole.services.done_list import DoneList
 from dlconsole.services.feed_run import FeedRun
 from dlconsole.services.feeder import FeedReport, count, feed
+from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
@@ -284,9 +288,172 @@ def test_waiting_for_redis_can_be_ended(
     assert report.stopped and report.fed == 0
 
 
-def test_a_redis_that_is_not_there_at_the_start_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RedisUnavailable):
-        feed(written(tmp_path, urls(1)), Settings(redis="redis://127.0.0.1:1/0"))
+# -- a Redis that is in trouble before anything is fed ---------------------------------------------
+
+
+@pytest.fixture
+def own_redis() -> Iterator[PrivateRedis]:
+    """One that may be hurt."""
+    with PrivateRedis() as server:
+        yield server
+
+
+@contextmanager
+def away(server: PrivateRedis) -> Iterator[None]:
+    server.kill()
+    yield
+    server.restart()
+
+
+@contextmanager
+def busy(server: PrivateRedis) -> Iterator[None]:
+    with connect(server.url, name="test") as client, connect(server.url, name="loops") as other:
+        client.config_set("lua-time-limit", "1")
+        with ThreadPoolExecutor() as pool:
+            loop = pool.submit(other.eval, "while true do end", 0)
+            until(lambda: "BUSY" in str(error_of(client.ping)))
+            yield
+            client.script_kill()
+            assert "killed" in str(loop.exception())
+
+
+@contextmanager
+def full(server: PrivateRedis) -> Iterator[None]:
+    with connect(server.url, name="test") as client:
+        client.config_set("maxmemory", "1")
+        yield
+        client.config_set("maxmemory", "0")
+
+
+@contextmanager
+def without_its_primary(server: PrivateRedis) -> Iterator[None]:
+    with connect(server.url, name="test") as client:
+        client.config_set("replica-serve-stale-data", "no")
+        client.replicaof("127.0.0.1", "1")
+        yield
+        client.replicaof("NO", "ONE")
+
+
+@contextmanager
+def a_replica(server: PrivateRedis) -> Iterator[None]:
+    with connect(server.url, name="test") as client:
+        client.replicaof("127.0.0.1", "1")
+        yield
+        client.replicaof("NO", "ONE")
+
+
+def error_of(call: Callable[[], object]) -> Exception | None:
+    try:
+        call()
+    except redis.RedisError as error:
+        return error
+    return None
+
+
+def feeding(path: Path, url: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dlconsole", "feed", str(path), "--redis", url, "--dataset", "ds"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def said_until(process: subprocess.Popen[str], words: str) -> list[str]:
+    """What it says up to a line with these words."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return lines
+    pytest.fail(f"never said: {words}; but: {lines}")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (away, "cannot be reached"),
+        (busy, "BUSY"),
+        (full, "maxmemory"),
+        (without_its_primary, "Link with MASTER is down"),
+        (a_replica, "read only"),
+    ],
+)
+def test_redis_in_trouble_at_the_start_is_waited_for_and_said_once(
+    trouble: Callable[[PrivateRedis], AbstractContextManager[None]],
+    words: str,
+    own_redis: PrivateRedis,
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as hurt:
+        hurt.enter_context(trouble(own_redis))
+        process = feeding(written(tmp_path, urls(5000)), own_redis.url)
+        *_, said = said_until(process, "waiting for it")
+        assert own_redis.url in said and words in said and "Ctrl-C" in said
+    out, rest = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "dlconsole: Redis is back\n")
+    assert "fed 5,000 tasks" in out
+    with connect(own_redis.url, name="test") as client:
+        assert queued(client) == items(5000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://no-such-host.invalid/0"])
+def test_waiting_for_redis_at_the_start_ends_when_asked_to(
+    url: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    process = feeding(written(tmp_path, urls(5)), url)
+    said_until(process, "waiting for it")
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out, said) == (130, "", "dlconsole: stopped; nothing was fed\n")
+    assert not (tmp_path / "done_part.txt").exists()
+
+
+def test_the_wait_for_redis_is_shown_at_the_start(own_redis: PrivateRedis, tmp_path: Path) -> None:
+    settings = Settings(redis=own_redis.url, dataset="ds")
+    shown = set()
+
+    def on_progress(waiting: str) -> bool:
+        shown.add(waiting.partition(own_redis.url)[2][:25])
+        if waiting and not own_redis_runs():
+            own_redis.restart()
+        return True
+
+    def own_redis_runs() -> bool:
+        with connect(own_redis.url, name="test") as client:
+            return error_of(client.ping) is None
+
+    own_redis.kill()
+    assert FeedRun(settings, on_progress).run([written(tmp_path, urls(5))])
+    assert " cannot be reached: Error" in shown
+
+
+def test_what_a_person_must_see_to_ends_a_feed_at_once(
+    own_redis: PrivateRedis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["feed", str(written(tmp_path, urls(5))), "--redis", own_redis.url, "--dataset", "ds"]
+    with connect(own_redis.url, name="test") as client:
+        client.set(KEYS.fed, "many")
+        assert main(words) == 3
+        assert "another type" in (said := capsys.readouterr().err) and said.count("\n") == 1
+        client.config_set("requirepass", "secret")
+    assert main(words) == 3
+    assert "password" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_a_fault_in_the_middle_says_what_is_fed_and_how_to_go_on(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    command = [sys.executable, "-m", "dlconsole", "feed", "-", "--redis", redis_url, "--dataset", "ds"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(urls(2))
+        process.stdin.flush()
+        until(lambda: redis_client.llen(KEYS.task) == 2)
+        redis_client.set(KEYS.fed, "many")
+        process.stdin.write(urls(1))
+        process.stdin.close()
+        said = process.stderr.read()
+        assert process.wait(15) == 3
+    assert said.endswith(b"dlconsole: 2 tasks were fed before that; go on with --skip 2\n")
 
 
 def test_two_feeders_of_one_list_feed_it_once_between_them(

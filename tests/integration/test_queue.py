@@ -262,6 +262,23 @@ def test_close_gives_back_in_order_and_leaves_no_trace(redis_client: redis.Redis
     assert set(redis_client.keys()) == {KEYS.stored.encode()}
 
 
+def test_what_redis_brought_back_is_given_back_in_its_order(
+    redis_client: redis.Redis, session: Session
+) -> None:
+    """A Redis that lost its last second has undone acks of a session that lives on."""
+    feed(redis_client, 20)
+    claimed = [*session.claim(2).items, *session.claim(12).items]
+    fields = [c.field for c in claimed]
+    held = dict.fromkeys(fields[5:])
+    before = in_flight(redis_client, session)
+    session.ack(fields[:5])
+    redis_client.hset(KEYS.in_flight(session.id), mapping=before)
+    assert session.give_back_strays(held) == 5
+    assert session.give_back_strays(held) == 0
+    assert redis_client.lrange(KEYS.task, -5, -1)[::-1] == [c.raw for c in claimed[:5]]
+    assert {f.decode() for f in in_flight(redis_client, session)} - {"_last"} == set(fields[5:])
+
+
 def test_scripts_are_loaded_again_after_the_server_forgot_them(
     redis_client: redis.Redis, session: Session
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlconsole.workers.fetch.address import AddressGuard
+from dlconsole.workers.fetch.address import AddressGuard, is_address
 
 REFUSED = [
     "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
@@ -63,3 +63,15 @@ def test_behind_a_proxy_hosts_that_spell_a_refused_address_are_refused(host: str
 )
 def test_behind_a_proxy_other_hosts_pass(host: str) -> None:
     assert AddressGuard().host_refusal(host, 80) == ""
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433", "017700000001", "::1", "8.8.8.8."]
+)
+def test_every_spelling_of_an_address_is_one(host: str) -> None:
+    assert is_address(host)
+
+
+@pytest.mark.parametrize("host", ["a.example", "1e100.net", "face.cafe", "3com.com", "a.1b", "localhost", ""])
+def test_a_name_is_no_address(host: str) -> None:
+    assert not is_address(host)

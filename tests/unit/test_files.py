@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dlconsole.workers.files import PARTIAL, Store, place_of
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store")
+    store.open()
     yield store
     store.close()
 
@@ -97,16 +99,60 @@ def test_a_file_in_the_way_of_a_folder_is_bad(store: Store) -> None:
         store.write(place_of("/d"), b"x")
 
 
-def test_a_failed_write_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_failed_write_leaves_nothing(code: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(StoreError, match="No space left"):
+    with pytest.raises(StoreError, match=os.strerror(code)):
         store.write(place_of("/a/b.jpg"), b"x")
     monkeypatch.undo()
     assert files_in(store.root) == []
     store.write(place_of("/a/b.jpg"), b"x")
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_root_that_was_removed_is_not_made_again_and_used_once_it_is_back(
+    store: Store, made_anew: bool
+) -> None:
+    store.write(place_of("/a/x.jpg"), b"x")
+    store.check()
+    away = store.root.rename(store.root.with_name("away"))
+    with pytest.raises(StoreError, match="No such file"):
+        store.check()
+    for write in (lambda: store.write(place_of("/a/y.jpg"), b"y"), lambda: store.try_write(1)):
+        with pytest.raises(StoreError, match="No such file"):
+            write()
+    assert not store.root.exists()
+    store.root.mkdir() if made_anew else away.rename(store.root)
+    store.write(place_of("/a/y.jpg"), b"y")
+    store.check()
+    assert files_in(store.root) == (["a/y.jpg"] if made_anew else ["a/x.jpg", "a/y.jpg"])
+
+
+def test_a_root_that_was_replaced_is_noticed_and_so_is_a_file_in_its_place(store: Store) -> None:
+    store.root.rename(store.root.with_name("away"))
+    store.root.mkdir()
+    with pytest.raises(StoreError, match="replaced"):
+        store.check()
+    store.root.rmdir()
+    store.root.touch()
+    with pytest.raises(StoreError, match="Not a directory"):
+        store.write(place_of("/x.jpg"), b"x")
+
+
+def test_a_store_that_failed_holds_nothing_open(store: Store) -> None:
+    store.write(place_of("/a/x.jpg"), b"x")
+    store.root.rename(store.root.with_name("away"))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(StoreError):
+        store.check()
+    assert len(os.listdir("/proc/self/fd")) == before - 4
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            store.open()
+    assert len(os.listdir("/proc/self/fd")) == before - 4
 
 
 def test_more_folders_than_are_kept_open(store: Store) -> None:
@@ -144,12 +190,14 @@ store.write(place_of("/a/x.jpg"), b"y" * 1000)
 def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
     root = tmp_path / "store"
     living = Store(root)
+    living.open()
     done = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
     assert done.returncode == -9
     assert not (root / "a/x.jpg").exists()
     assert len(files_in(root / PARTIAL)) == 1
     folders_before = set(os.listdir(root / PARTIAL))
     second = Store(root)
+    second.open()
     assert files_in(root) == []
     assert len(folders_before - set(os.listdir(root / PARTIAL))) == 1
     living.write(place_of("/a/x.jpg"), b"z")
@@ -162,7 +210,9 @@ def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(tmp_path:
 def test_workers_that_start_at_the_same_time_do_not_sweep_each_other_away(tmp_path: Path) -> None:
     def start_again_and_again(_: int) -> None:
         for _ in range(150):
-            Store(tmp_path).close()
+            store = Store(tmp_path)
+            store.open()
+            store.close()
 
     with ThreadPoolExecutor(8) as workers:
         list(workers.map(start_again_and_again, range(8)))
@@ -172,4 +222,4 @@ def test_workers_that_start_at_the_same_time_do_not_sweep_each_other_away(tmp_pa
 def test_a_root_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="--store"):
-        Store(tmp_path / "file" / "store")
+        Store(tmp_path / "file" / "store").open()

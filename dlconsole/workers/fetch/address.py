@@ -82,6 +82,14 @@ def literal_address(host: str) -> str | None:
     None where it is a name.
     """
     host = host.rstrip(".")
+    # In every spelling the last part begins with a digit, or there is a colon: most names end here.
+    if ":" not in host and not host.rpartition(".")[2][:1].isdigit():
+        return None
+    return _parsed(host)
+
+
+@lru_cache(maxsize=16384)
+def _parsed(host: str) -> str | None:
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:

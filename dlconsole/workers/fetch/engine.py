@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from dlconsole.model import Failure
+from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
@@ -29,6 +30,9 @@ class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 class Engine(Protocol[T]):
     """Runs up to `concurrency` fetches at once, in the caller's thread."""
+
+    timings: Timings
+    """How long the parts of the fetches took."""
 
     @property
     def free(self) -> int:

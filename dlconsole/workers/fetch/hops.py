@@ -20,6 +20,7 @@ from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target, target_of
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Hops(ABC, Generic[T]):
                 ssl.create_default_context(cafile=settings.ca_file)
             except OSError as error:  # SSLError is one
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
+        self.timings = Timings()
         self._settings = settings
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         self._resolver = Resolver(dns, epoll)
@@ -97,6 +99,7 @@ class Hops(ABC, Generic[T]):
         if time.monotonic() >= due_at:
             self._resolver.tick()
         for name, answer in self._resolver.take_found():
+            self.timings.add_lookup(answer.asked_s)
             for fetch in self._looked_up.pop(name, ()):
                 self._looking_up -= 1
                 self._use(fetch, answer)

@@ -42,6 +42,7 @@ from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import Fetched, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops
 from dlconsole.workers.fetch.http1 import StrictResponse
+from dlconsole.workers.fetch.timings import Timings
 
 T = TypeVar("T")
 
@@ -88,11 +89,14 @@ class _Hop(Generic[T]):
         now = time.monotonic()
         self.fetch = fetch
         self.connect_by = min(fetch.deadline, now + settings.connect_timeout_s)
-        self.ready = False
-        """Connected, TLS included: from here on the rate counts."""
+        self.began_at = now
+        self.connected_at = 0.0
+        self.ready_at = 0.0
+        """When it was connected, TLS included: from here on the rate counts."""
+        self.first_byte_at = 0.0
         self.reused = False
         self.shook_hands = False
-        """TCP is connected, and to the host itself: what fails before `ready` is TLS."""
+        """TCP is connected, and to the host itself: what fails before `ready_at` is TLS."""
         self.receiver: Receiver | None = None
         self.failure: Failure | None = None
         """Why it ended, where that is known better than the exception tells."""
@@ -127,12 +131,23 @@ class _Hop(Generic[T]):
             if self._cord is not None:
                 self._cord.cut()
 
+    def sample(self, timings: Timings) -> None:
+        """Count what it took; it has ended."""
+        tls = self.fetch.target.url[:5].lower() == "https"
+        timings.add_fetch(
+            opened=not self.reused,
+            connect_s=max(0.0, self.connected_at - self.began_at),
+            tls_s=max(0.0, self.ready_at - self.connected_at) if tls else 0.0,
+            first_byte_s=self.first_byte_at - self.ready_at,
+            total_s=time.monotonic() - self.began_at,
+        )
+
     def limit_reached(self, now: float) -> Failure | None:
         """Which limit on time it has reached, if any."""
         settings = self._settings
         if now >= self.fetch.deadline:
             return Failure(FailureKind.TIMEOUT, f"no whole answer within {settings.deadline_s:g} s")
-        if not self.ready:
+        if not self.ready_at:
             if now < self.connect_by:
                 return None
             return Failure(FailureKind.TIMEOUT, f"no connection within {settings.connect_timeout_s:g} s")
@@ -150,6 +165,7 @@ class _Line:
 
     def take_header(self, line: bytes) -> None:
         """Raises _Cut where it is one too many."""
+        self.hop.first_byte_at = self.hop.first_byte_at or time.monotonic()
         self.receiver.headers += line
         if len(self.receiver.headers) > self._max_header_bytes:
             raise _Cut
@@ -214,6 +230,7 @@ class _OnLine:
             self._cord = _Cord(sock)
             hop.hold(self._cord)
         sock.settimeout(hop.connect_left_s)
+        hop.connected_at = time.monotonic()
         hop.shook_hands = self.proxy is None  # type: ignore[attr-defined]
         return sock
 
@@ -224,14 +241,14 @@ class _OnLine:
             self.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         hop = self._line.hop
         self.sock.settimeout(max(0.001, hop.fetch.deadline - time.monotonic()))  # type: ignore[attr-defined]
-        hop.ready = True
+        hop.ready_at = time.monotonic()
 
     def putrequest(self, method: str, url: str, *args: Any, **more: Any) -> None:
         """Every request begins here, also over a connection that is used again."""
         hop = self._line.hop
-        if self._cord is not None and not hop.ready:
+        if self._cord is not None and not hop.ready_at:
             hop.hold(self._cord)
-            hop.ready = hop.reused = True
+            hop.ready_at, hop.reused = time.monotonic(), True
         # As it stands in the URL: urllib3 would encode it once more.
         if url.startswith("/"):
             url = _request_target(hop.fetch.target.url)
@@ -382,6 +399,8 @@ class RequestsEngine(Hops[T]):
             hop, outcome = self._done.popleft()
             if hop in self._running:  # else it was cancelled
                 self._running.remove(hop)
+                if self.timings.wants_sample and hop.first_byte_at:
+                    hop.sample(self.timings)
                 self._go_on(hop.fetch, outcome)
         now = time.monotonic()
         for hop in self._running:
@@ -458,7 +477,7 @@ class RequestsEngine(Hops[T]):
                 self._receive(session, line, hop)
             except Exception as error:  # noqa: BLE001  (requests, urllib3 and ssl raise from five trees)
                 if hop.may_try_again and not line.receiver.headers:
-                    hop.ready = hop.reused = False
+                    hop.ready_at, hop.reused = 0.0, False
                     continue
                 return _failure(line.receiver, hop, error)
             if hop.failure is not None:  # to a read, a connection that was cut looks like one that ended
@@ -503,9 +522,9 @@ def _cause(error: BaseException) -> BaseException:
 def _kind(hop: _Hop[Any], cause: BaseException) -> FailureKind:
     if isinstance(cause, TimeoutError):
         return FailureKind.TIMEOUT
-    if isinstance(cause, IncompleteRead) or (hop.ready and isinstance(cause, ssl.SSLEOFError)):
+    if isinstance(cause, IncompleteRead) or (hop.ready_at and isinstance(cause, ssl.SSLEOFError)):
         return FailureKind.TRUNCATED
-    if isinstance(cause, ssl.SSLError) or (hop.shook_hands and not hop.ready):
+    if isinstance(cause, ssl.SSLError) or (hop.shook_hands and not hop.ready_at):
         return FailureKind.TLS
     return FailureKind.CONNECT
 
