@@ -300,7 +300,7 @@ class FetchSettings(Section):
     deadline_s: Seconds = Field(default=30.0, gt=0, le=3600)
     """Hard limit on one task, redirects included."""
     connect_timeout_s: Seconds = Field(default=10.0, gt=0, le=600)
-    """Limit on DNS, TCP and TLS together."""
+    """Limit on TCP and TLS together, at each hop; a name has `dns.timeout_s`."""
     max_bytes: Bytes = Field(default=32 * 2**20, ge=1, le=2**31 - 1)
     """Largest body that is stored; more is `too_large`."""
     min_bytes_per_s: Bytes = Field(default=512, ge=0, le=2**30)

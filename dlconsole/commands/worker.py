@@ -33,31 +33,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument("--store", dest="worker.store_dir", metavar="DIR", help="where images go (./store)")
     work.add_argument("--until-empty", action="store_true", help="end when the queue is empty")
-    limits = parser.add_argument_group("limits of one fetch")
-    limits.add_argument("--deadline", dest="fetch.deadline_s", metavar="TIME", help="whole fetch (30s)")
-    limits.add_argument(
-        "--connect-timeout", dest="fetch.connect_timeout_s", metavar="TIME", help="DNS, TCP and TLS (10s)"
+    limits = parser.add_argument_group(
+        "limits of one fetch",
+        "What each ends with is the failure kind of the task. TIME: 30, 1.5s, 2m. SIZE: 512, 32MiB.",
     )
-    limits.add_argument("--max-bytes", dest="fetch.max_bytes", metavar="SIZE", help="largest body (32MiB)")
-    limits.add_argument("--max-redirects", dest="fetch.max_redirects", metavar="N", help="most redirects (5)")
+    limits.add_argument(
+        "--deadline",
+        dest="fetch.deadline_s",
+        metavar="TIME",
+        help="from the start to the last byte, names and redirects included: timeout (30s)",
+    )
+    limits.add_argument(
+        "--connect-timeout",
+        dest="fetch.connect_timeout_s",
+        metavar="TIME",
+        help="TCP and TLS, at each hop: timeout (10s)",
+    )
+    limits.add_argument(
+        "--dns-timeout",
+        dest="dns.timeout_s",
+        metavar="TIME",
+        help="one name, all tries together: dns (5s)",
+    )
     limits.add_argument(
         "--min-rate",
         dest="fetch.min_bytes_per_s",
         metavar="SIZE",
-        help="slowest fetch that goes on, a second (512B); 0: none",
+        help="slowest body that goes on, a second: timeout (512B); 0: any",
     )
     limits.add_argument(
-        "--max-headers", dest="fetch.max_header_bytes", metavar="SIZE", help="largest headers (64KiB)"
+        "--min-rate-window",
+        dest="fetch.min_rate_window_s",
+        metavar="TIME",
+        help="over how long that is measured, the wait for the first byte included (15s)",
     )
     limits.add_argument(
-        "--allow-ports", dest="fetch.allow_ports", metavar="LIST", help="ports to fetch from (80,443)"
+        "--max-bytes",
+        dest="fetch.max_bytes",
+        metavar="SIZE",
+        help="largest body, whatever its length is said to be; nothing is unpacked: too_large (32MiB)",
+    )
+    limits.add_argument(
+        "--max-headers",
+        dest="fetch.max_header_bytes",
+        metavar="SIZE",
+        help="headers of one answer, trailers included: connect (64KiB)",
+    )
+    limits.add_argument(
+        "--max-redirects",
+        dest="fetch.max_redirects",
+        metavar="N",
+        help="redirects followed, each checked as the first URL was: redirects (5)",
+    )
+    limits.add_argument(
+        "--allow-ports",
+        dest="fetch.allow_ports",
+        metavar="LIST",
+        help="ports that may be fetched from, others are blocked_address (80,443)",
     )
     limits.add_argument(
         "--allow-network",
         dest="fetch.allow_networks",
         action="append",
         metavar="CIDR",
-        help="fetch also from this network, which is not public, on every port; may be given several times",
+        help="fetch also from this network, on every port; what is not public is blocked_address, looked at "
+        "when connecting; may be given several times",
     )
     limits.add_argument("--proxy", dest="fetch.proxy", metavar="URL", help="forward proxy for every fetch")
     limits.add_argument(

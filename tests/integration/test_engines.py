@@ -217,6 +217,20 @@ def test_a_connection_that_was_closed_while_idle_is_opened_anew(
         assert server.connections == number
 
 
+def test_how_long_the_parts_took_is_counted(
+    make: Maker, web: SimulatedWeb, serve: Callable[..., Counting]
+) -> None:
+    engine = make(concurrency=1, proxy=f"http://{web.address}", ca_file=web.ca_path)
+    assert kind_of(fetch(engine, "https://a.example/as/good/x")[0]) is None
+    assert (engine.timings.opened, engine.timings.reused) == (1, 0)
+    assert set(engine.timings.counts) == {"connect", "tls", "first_byte", "total"}
+    engine, url = make(concurrency=1), serve().url
+    until = time.monotonic() + 30
+    while not engine.timings.reused:  # of fetches that end at once only a sample is counted
+        assert kind_of(fetch(engine, url)[0]) is None and time.monotonic() < until
+    assert set(engine.timings.counts) == {"connect", "first_byte", "total"}
+
+
 def test_what_is_sent_is_what_the_settings_say_and_no_more(
     make: Maker, serve: Callable[..., Counting], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
