@@ -441,8 +441,9 @@ class RequestsEngine(Hops[T]):
             thread.join(max(0.0, until - time.monotonic()))
         self._resolver.close()
         self._epoll.close()
-        wake_fd, self._wake_fd = self._wake_fd, -1
-        os.close(wake_fd)
+        with self._wake_lock:  # a thread that was left behind may be about to write
+            wake_fd, self._wake_fd = self._wake_fd, -1
+            os.close(wake_fd)
 
     def _has_slot(self) -> bool:
         return len(self._running) < self._concurrency
@@ -468,7 +469,8 @@ class RequestsEngine(Hops[T]):
                 outcome = self._outcome(session, line, hop)
                 hop.let_go()
                 self._done.append((hop, outcome))
-                self.wake()
+                with self._wake_lock:
+                    self.wake()
 
     def _outcome(self, session: _Session, line: _Line, hop: _Hop[T]) -> Fetched | Failure | str:
         while True:
