@@ -77,13 +77,16 @@ def kind_of(outcome: Fetched | Failure) -> FailureKind | None:
 
 
 class Counting:
-    """Serves the same answer to every request; counts connections and keeps the requests' heads."""
+    """Serves the same answer to every request; counts connections and keeps the requests' heads. A connection is
+    closed behind the first answer, or instead of the answer after `deaf_after` of them.
+    """
 
-    def __init__(self, answer: bytes, *, close_after: bool = False) -> None:
+    def __init__(self, answer: bytes, *, close_after: bool, deaf_after: int) -> None:
         self.requests: list[bytes] = []
         self.connections = 0
         self._answer = answer
         self._close_after = close_after
+        self._deaf_after = deaf_after
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.closed = threading.Event()
         """Set when a connection that was served has been closed from this side."""
@@ -105,8 +108,12 @@ class Counting:
     def _serve(self, client: socket.socket) -> None:
         with client:
             try:
+                answered = 0
                 while head := client.recv(65536):
                     self.requests.append(head)
+                    if answered == self._deaf_after:
+                        break
+                    answered += 1
                     client.sendall(self._answer)
                     if self._close_after:
                         break
@@ -124,12 +131,18 @@ def serve() -> Iterator[Callable[..., Counting]]:
     servers: list[Counting] = []
 
     def start(
-        *headers: str, status: str = "200 OK", body: bytes = PICTURE, close_after: bool = False
+        *headers: str,
+        status: str = "200 OK",
+        body: bytes = PICTURE,
+        close_after: bool = False,
+        deaf_after: int = 1000,
     ) -> Counting:
         lines = "".join(
             f"{line}\r\n" for line in (f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "")
         )
-        servers.append(Counting(lines.encode("latin-1") + body, close_after=close_after))
+        servers.append(
+            Counting(lines.encode("latin-1") + body, close_after=close_after, deaf_after=deaf_after)
+        )
         return servers[-1]
 
     yield start
@@ -215,6 +228,19 @@ def test_a_connection_that_was_closed_while_idle_is_opened_anew(
         assert server.closed.wait(30)
         server.closed.clear()
         assert server.connections == number
+
+
+def test_a_connection_that_is_closed_as_it_is_used_again_is_opened_anew(
+    make: Maker, serve: Callable[..., Counting]
+) -> None:
+    server = serve(deaf_after=1)
+    engine = make(concurrency=1)
+    for number in range(1, 4):
+        assert kind_of(fetch(engine, server.url)[0]) is None
+        assert (server.connections, len(server.requests)) == (number, 2 * number - 1)
+    deaf = serve(deaf_after=0)
+    assert kind_of(fetch(engine, deaf.url)[0]) is FailureKind.CONNECT
+    assert deaf.connections == 1
 
 
 def test_how_long_the_parts_took_is_counted(
@@ -305,8 +331,7 @@ def test_another_thread_ends_a_poll_that_waits(make: Maker) -> None:
     engine = make()
     threading.Timer(0.1, engine.wake).start()
     started = time.monotonic()
-    while time.monotonic() - started < 0.1:
-        assert engine.poll(60) == []
+    assert engine.poll(60) == []
     assert time.monotonic() - started < 30
     engine.wake()
     assert engine.poll(60) == []

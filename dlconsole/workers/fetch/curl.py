@@ -24,6 +24,7 @@ from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import Fetched, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops
+from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
 
@@ -32,6 +33,10 @@ BUFFER_BYTES: Final = 256 * 1024
 _MAX_EVENTS: Final = 256
 _LOOK_S: Final = 0.25
 """How often slow fetches are looked for; the shortest window is four times as long."""
+_MAX_TOLD: Final = 10_000
+"""Names whose addresses libcurl is taken to know: far fewer than the 30,000 it keeps."""
+_KEEP_TOLD_S: Final = 7 * 86_400
+"""How long libcurl may use what it was told: until it is told something newer."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -72,7 +77,7 @@ class _Descriptor:
 class _Transfer(Receiver, Generic[T]):
     """One easy handle with the fetch that it is running, if any; used again for the next."""
 
-    __slots__ = ("blocked", "fetch", "handle")
+    __slots__ = ("blocked", "fetch", "handle", "resolved")
 
     def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
         super().__init__(settings)
@@ -80,6 +85,7 @@ class _Transfer(Receiver, Generic[T]):
         self.handle.transfer = self
         self.fetch: Fetch[T] | None = None
         self.blocked = ""
+        self.resolved = False
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
         # Called for each line, ten times a fetch: no Python in it. libcurl ends an answer at 300 KB of them.
@@ -102,6 +108,7 @@ class _Transfer(Receiver, Generic[T]):
 def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+    handle.setopt(pycurl.DNS_CACHE_TIMEOUT, _KEEP_TOLD_S)
     handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
@@ -129,10 +136,9 @@ class CurlEngine(Hops[T]):
         self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._timer_at: float | None = None
+        self._told: dict[tuple[str, int], tuple[str, ...]] = {}
         self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
         self._idle = list(self._all)
@@ -155,7 +161,8 @@ class CurlEngine(Hops[T]):
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
         dns_due_at = self._dns_due_at()
-        action = self._multi.socket_action
+        multi = self._multi
+        action = multi.socket_action
         for fd, events in self._epoll.poll(self._wait_s(timeout_s, dns_due_at), _MAX_EVENTS):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
@@ -170,8 +177,7 @@ class CurlEngine(Hops[T]):
             if events & select.EPOLLOUT:
                 mask |= pycurl.CSELECT_OUT
             action(fd, mask)
-        if self._timer_at is not None and time.monotonic() >= self._timer_at:
-            self._timer_at = None
+        if multi.timeout() == 0:  # asked for once a poll: its timer callback would be called twice a fetch
             action(pycurl.SOCKET_TIMEOUT, 0)
         if time.monotonic() >= self._look_at:
             self._end_slow_ones()
@@ -183,9 +189,12 @@ class CurlEngine(Hops[T]):
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
         if self._ended:
             return 0.0
-        now = time.monotonic()
-        due_at = min(at for at in (self._timer_at, dns_due_at, now + _LOOK_S) if at is not None)
-        return min(timeout_s, max(0.0, due_at - now))
+        libcurl_ms = self._multi.timeout()  # -1: none
+        if libcurl_ms >= 0:
+            timeout_s = min(timeout_s, libcurl_ms / 1000)
+        if dns_due_at is not None:
+            timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
+        return min(timeout_s, _LOOK_S)
 
     def _end_slow_ones(self) -> None:
         now = time.monotonic()
@@ -235,15 +244,26 @@ class CurlEngine(Hops[T]):
         try:
             handle.setopt(pycurl.URL, target.url)
             handle.setopt(pycurl.TIMEOUT_MS, _ms(fetch.deadline - time.monotonic()))
-            # What libcurl would look up itself is told to it, until it wants to forget it (`+`).
-            known = [f"+{target.host}:{target.port}:{','.join(fetch.addresses)}"] if fetch.addresses else []
-            handle.setopt(pycurl.RESOLVE, known)
+            # What libcurl would look up itself is told to it, once for each answer.
+            if fetch.addresses and self._told.get((target.host, target.port)) is not fetch.addresses:
+                handle.setopt(pycurl.RESOLVE, [self._tell(target, fetch.addresses)])
+                transfer.resolved = True
+            elif transfer.resolved:
+                handle.setopt(pycurl.RESOLVE, [])
+                transfer.resolved = False
             self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
         transfer.fetch = fetch
         self._idle.pop()
         return None
+
+    def _tell(self, target: Target, addresses: tuple[str, ...]) -> str:
+        """A name's addresses for libcurl's cache, from which they may go (`+`) when they are old."""
+        if len(self._told) >= _MAX_TOLD:
+            self._told.clear()
+        self._told[target.host, target.port] = addresses
+        return f"+{target.host}:{target.port}:{','.join(addresses)}"
 
     def _collect(self) -> None:
         left = 1
@@ -323,7 +343,3 @@ class CurlEngine(Hops[T]):
             self._epoll.unregister(fd)
         except OSError:  # closed meanwhile, which unregistered it
             pass
-
-    def _on_timer(self, timeout_ms: int) -> None:
-        """libcurl says when it wants to be called again; -1: not at all."""
-        self._timer_at = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
