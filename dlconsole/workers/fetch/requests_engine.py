@@ -173,7 +173,7 @@ class _Line:
     def connect(self, port: int) -> tuple[socket.socket, _Cord]:
         """To one of the addresses of the hop's host that may be fetched from. Raises OSError, _Cut."""
         hop = self.hop
-        addresses = self._checked_addresses(port)
+        addresses, refusal = self._checked_addresses(port)
         error = OSError("no address")
         for tried, address in enumerate(addresses):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -192,24 +192,18 @@ class _Line:
                 raise
             else:
                 return sock, cord
+        if refusal:
+            hop.cut(Failure(FailureKind.BLOCKED_ADDRESS, refusal))
         raise error
 
-    def _checked_addresses(self, port: int) -> list[str]:
-        """Raises OSError where none is left."""
+    def _checked_addresses(self, port: int) -> tuple[list[str], str]:
+        """Those that may be fetched from, and why another may not."""
         fetch = self.hop.fetch
         literal = literal_address(fetch.target.host)
-        known = (literal,) if literal is not None else fetch.addresses
-        addresses, refusal = [], ""
-        for address in (text.strip("[]") for text in known):
-            why = self._guard.refusal(address, port)
-            if why:
-                refusal = why
-            else:
-                addresses.append(address)
-        if not addresses:
-            self.hop.failure = self.hop.failure or Failure(FailureKind.BLOCKED_ADDRESS, refusal)
-            raise OSError(refusal)
-        return addresses
+        known = [literal] if literal is not None else [text.strip("[]") for text in fetch.addresses]
+        refusals = {address: self._guard.refusal(address, port) for address in known}
+        refusal = next((why for why in refusals.values() if why), "")
+        return [address for address, why in refusals.items() if not why], refusal
 
 
 class _OnLine:

@@ -664,6 +664,12 @@ def names() -> Iterator[Case]:
     )
     yield Case("dns: the metadata service", Kind.BLOCKED_ADDRESS, "as above", url="http://meta.test/x")
     yield Case(
+        "dns: one that refuses, one that may not be asked",
+        Kind.BLOCKED_ADDRESS,
+        "whichever comes first",
+        url="http://both.test:1/x",
+    )
+    yield Case(
         "dns: one that may, one that may not",
         None,
         "the one that may is used",
