@@ -11,6 +11,7 @@ the environment's proxies, redirects (which it would read whole, unpacked, befor
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import select
@@ -56,6 +57,9 @@ _POOLS: Final = 2
 _ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
 _DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
 
+# It warns of odd answers; what matters of them is in the outcome.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+
 
 class _Cut(Exception):
     """The loop has ended this hop."""
@@ -95,8 +99,8 @@ class _Hop(Generic[T]):
         """When it was connected, TLS included: from here on the rate counts."""
         self.first_byte_at = 0.0
         self.reused = False
-        self.shook_hands = False
-        """TCP is connected, and to the host itself: what fails before `ready_at` is TLS."""
+        self.in_tls = False
+        """TCP is connected, and to the host itself: what fails now, before `ready_at`, is TLS."""
         self.receiver: Receiver | None = None
         self.failure: Failure | None = None
         """Why it ended, where that is known better than the exception tells."""
@@ -225,7 +229,7 @@ class _OnLine:
             hop.hold(self._cord)
         sock.settimeout(hop.connect_left_s)
         hop.connected_at = time.monotonic()
-        hop.shook_hands = self.proxy is None  # type: ignore[attr-defined]
+        hop.in_tls = self.proxy is None  # type: ignore[attr-defined]
         return sock
 
     def connect(self) -> None:
@@ -462,6 +466,7 @@ class RequestsEngine(Hops[T]):
                 line.hop, hop.receiver = hop, line.receiver
                 outcome = self._outcome(session, line, hop)
                 hop.let_go()
+                line.receiver.reset_answer()  # the body is the outcome's alone
                 self._done.append((hop, outcome))
                 with self._wake_lock:
                     self.wake()
@@ -520,7 +525,7 @@ def _kind(hop: _Hop[Any], cause: BaseException) -> FailureKind:
         return FailureKind.TIMEOUT
     if isinstance(cause, IncompleteRead) or (hop.ready_at and isinstance(cause, ssl.SSLEOFError)):
         return FailureKind.TRUNCATED
-    if isinstance(cause, ssl.SSLError) or (hop.shook_hands and not hop.ready_at):
+    if isinstance(cause, ssl.SSLError) or (hop.in_tls and not hop.ready_at):
         return FailureKind.TLS
     return FailureKind.CONNECT
 
