@@ -25,7 +25,6 @@ _WHOLE_HEAD: Final = (b"\r\n\r\n", b"\n\r\n", b"\n\n")
 _GOOD: Final = (b"HTTP/1.1 200 ", b"HTTP/1.0 200 ", b"HTTP/1.1 200\r")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?=[ \r\n])", re.IGNORECASE)
 _LENGTH: Final = b"\ncontent-length:"
-_LENGTHS: Final = re.compile(rb"\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
 
 
 class Receiver:
@@ -161,12 +160,11 @@ class Receiver:
         return Fetched(url, 200, self.body)
 
     def _length_failure(self) -> Failure | None:
+        """Of a length that is one, and too large; those that are none, or differ, the engines refuse."""
         lower = self.headers.lower()
         at = lower.find(_LENGTH)
         if at < 0 or b"\ntransfer-encoding:" in lower:  # which overrides it: RFC 9112, 6.3
             return None
-        if lower.find(_LENGTH, at + 1) > 0 and len(set(_LENGTHS.findall(lower))) > 1:
-            return Failure(FailureKind.CONNECT, "two Content-Length headers that differ", 200)
         digits = lower[at + len(_LENGTH) : lower.find(b"\n", at + 1)].strip()
         if digits.isdigit() and (len(digits) > 19 or int(digits) > self._max_bytes):
             self._too_large(f"{digits[:20].decode()} bytes, more than {self._max_bytes}")
