@@ -255,6 +255,8 @@ class WorkerSettings(Section):
     """Folder that the images go to; each task's path is taken from here."""
     processes: Count = Field(default=1, ge=1, le=256)
     """Worker processes on this host."""
+    engine: Literal["curl", "requests"] = "curl"
+    """What fetches: libcurl, or a thread for each fetch with a `requests` session, several times slower."""
     concurrency: Count = Field(default=64, ge=1, le=4096)
     """Fetches at the same time, in each process."""
     batch: Count = Field(default=200, ge=1, le=5000)
@@ -323,7 +325,7 @@ class FetchSettings(Section):
     deadline_s: Seconds = Field(default=30.0, gt=0, le=3600)
     """Hard limit on one task, redirects included."""
     connect_timeout_s: Seconds = Field(default=10.0, gt=0, le=600)
-    """Limit on DNS, TCP and TLS together."""
+    """Limit on TCP and TLS together, at each hop; a name has `dns.timeout_s`."""
     max_bytes: Bytes = Field(default=32 * 2**20, ge=1, le=2**31 - 1)
     """Largest body that is stored; more is `too_large`."""
     min_bytes_per_s: Bytes = Field(default=512, ge=0, le=2**30)

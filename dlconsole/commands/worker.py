@@ -25,33 +25,79 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--concurrency", dest="worker.concurrency", metavar="N", help="fetches at once in each process (64)"
     )
+    work.add_argument(
+        "--engine",
+        dest="worker.engine",
+        choices=("curl", "requests"),
+        help="what fetches: libcurl, or requests in threads, several times slower (curl)",
+    )
     work.add_argument("--store", dest="worker.store_dir", metavar="DIR", help="where images go (./store)")
     work.add_argument("--until-empty", action="store_true", help="end when the queue is empty")
-    limits = parser.add_argument_group("limits of one fetch")
-    limits.add_argument("--deadline", dest="fetch.deadline_s", metavar="TIME", help="whole fetch (30s)")
-    limits.add_argument(
-        "--connect-timeout", dest="fetch.connect_timeout_s", metavar="TIME", help="DNS, TCP and TLS (10s)"
+    limits = parser.add_argument_group(
+        "limits of one fetch",
+        "What each ends with is the failure kind of the task. TIME: 30, 1.5s, 2m. SIZE: 512, 32MiB.",
     )
-    limits.add_argument("--max-bytes", dest="fetch.max_bytes", metavar="SIZE", help="largest body (32MiB)")
-    limits.add_argument("--max-redirects", dest="fetch.max_redirects", metavar="N", help="most redirects (5)")
+    limits.add_argument(
+        "--deadline",
+        dest="fetch.deadline_s",
+        metavar="TIME",
+        help="from the start to the last byte, names and redirects included: timeout (30s)",
+    )
+    limits.add_argument(
+        "--connect-timeout",
+        dest="fetch.connect_timeout_s",
+        metavar="TIME",
+        help="TCP and TLS, at each hop: timeout (10s)",
+    )
+    limits.add_argument(
+        "--dns-timeout",
+        dest="dns.timeout_s",
+        metavar="TIME",
+        help="one name, all tries together: dns (5s)",
+    )
     limits.add_argument(
         "--min-rate",
         dest="fetch.min_bytes_per_s",
         metavar="SIZE",
-        help="slowest fetch that goes on, a second (512B); 0: none",
+        help="slowest body that goes on, a second: timeout (512B); 0: any",
     )
     limits.add_argument(
-        "--max-headers", dest="fetch.max_header_bytes", metavar="SIZE", help="largest headers (64KiB)"
+        "--min-rate-window",
+        dest="fetch.min_rate_window_s",
+        metavar="TIME",
+        help="over how long that is measured, the wait for the first byte included (15s)",
     )
     limits.add_argument(
-        "--allow-ports", dest="fetch.allow_ports", metavar="LIST", help="ports to fetch from (80,443)"
+        "--max-bytes",
+        dest="fetch.max_bytes",
+        metavar="SIZE",
+        help="largest body, whatever its length is said to be; nothing is unpacked: too_large (32MiB)",
+    )
+    limits.add_argument(
+        "--max-headers",
+        dest="fetch.max_header_bytes",
+        metavar="SIZE",
+        help="headers of one answer, trailers included: connect (64KiB)",
+    )
+    limits.add_argument(
+        "--max-redirects",
+        dest="fetch.max_redirects",
+        metavar="N",
+        help="redirects followed, each checked as the first URL was: redirects (5)",
+    )
+    limits.add_argument(
+        "--allow-ports",
+        dest="fetch.allow_ports",
+        metavar="LIST",
+        help="ports that may be fetched from, others are blocked_address (80,443)",
     )
     limits.add_argument(
         "--allow-network",
         dest="fetch.allow_networks",
         action="append",
         metavar="CIDR",
-        help="fetch also from this network, which is not public, on every port; may be given several times",
+        help="fetch also from this network, on every port; what is not public is blocked_address, looked at "
+        "when connecting; may be given several times",
     )
     limits.add_argument("--proxy", dest="fetch.proxy", metavar="URL", help="forward proxy for every fetch")
     limits.add_argument(
@@ -66,16 +112,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "end; off: only its first bytes and its structure are checked (off)",
     )
     checks.add_argument(
-        "--max-pixels", dest="worker.max_pixels", metavar="N", help="most pixels to decode (64000000)"
+        "--max-pixels",
+        dest="worker.max_pixels",
+        metavar="N",
+        help="most pixels to decode: not_image (64000000)",
     )
     checks.add_argument(
-        "--verify-timeout", dest="worker.verify_timeout_s", metavar="TIME", help="decoding one image (10s)"
+        "--verify-timeout",
+        dest="worker.verify_timeout_s",
+        metavar="TIME",
+        help="decoding one image: not_image (10s)",
     )
     checks.add_argument(
         "--verify-memory",
         dest="worker.verify_memory_bytes",
         metavar="SIZE",
-        help="memory of each decoding process (1GiB)",
+        help="memory of each decoding process: not_image (1GiB)",
     )
     checks.add_argument(
         "--verify-processes",
@@ -87,7 +139,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--verify-hash",
         dest="worker.verify_hash",
         metavar="NAME",
-        help="md5 or sha256: compare the body with its task's 'hash' (off)",
+        help="md5 or sha256: compare the body with its task's 'hash': hash_mismatch (off)",
     )
     checks.add_argument(
         "--keep-mismatched",

@@ -8,6 +8,7 @@ politeness: a task waits here until it is its host's turn, and in Redis while it
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from dlconsole.errors import BadPathError, StoreError
@@ -17,7 +18,6 @@ from dlconsole.services import hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
-from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
 from dlconsole.workers.fetch.parks import REFUSALS, Parks
 from dlconsole.workers.fetch.turns import HostTurns
@@ -62,6 +62,17 @@ class _Picture(NamedTuple):
     height: int
 
 
+def _engine(settings: Settings, is_parked: Callable[[str], bool]) -> Engine[_Item]:
+    """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
+    if settings.worker.engine == "requests":
+        from dlconsole.workers.fetch.requests_engine import RequestsEngine  # noqa: PLC0415
+
+        return RequestsEngine(settings.fetch, settings.dns, settings.worker.concurrency, is_parked)
+    from dlconsole.workers.fetch.curl import CurlEngine  # noqa: PLC0415
+
+    return CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency, is_parked)
+
+
 class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
@@ -74,10 +85,8 @@ class Downloader:
         self._parks = Parks(settings.fetch, settings.retry)
         self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
-        self._engine: Engine[_Item] = CurlEngine(
-            settings.fetch, settings.dns, settings.worker.concurrency, self._parks.is_parked
-        )
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency, self._engine.timings)
+        self._engine = _engine(settings, self._parks.is_parked)
+        self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
             settings,
             self._tally,

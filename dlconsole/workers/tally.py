@@ -10,20 +10,22 @@ import psutil
 
 from dlconsole import __version__
 from dlconsole.model import Failure, Outcome, SessionStats
+from dlconsole.settings import WorkerSettings
 from dlconsole.workers.fetch.timings import Timings
 
 
 class Tally:
     """Counted in the fetch loop, read at heartbeats. Each number is written by one thread only."""
 
-    def __init__(self, host: str, concurrency: int, timings: Timings) -> None:
+    def __init__(self, host: str, worker: WorkerSettings, timings: Timings) -> None:
         self.stored = 0
         self.failed = 0
         self.bytes = 0
         self.kinds: Counter[str] = Counter()
         self._host = host
         self._timings = timings
-        self._concurrency = concurrency
+        self._concurrency = worker.concurrency
+        self._engine = worker.engine
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call has nothing to compare with
         self._started_ms = 0
@@ -66,6 +68,7 @@ class Tally:
             cpu_percent=self._process.cpu_percent(),
             rss_bytes=self._process.memory_info().rss,
             concurrency=self._concurrency,
+            engine=self._engine,
             timings=self._timings.counts,
             reused=self._timings.reused,
             opened=self._timings.opened,

@@ -15,7 +15,8 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.dns import Answer, Resolver
-from dlconsole.workers.fetch.engine import Fetched
+from dlconsole.workers.fetch.engine import Engine, Fetched
+from dlconsole.workers.fetch.requests_engine import RequestsEngine
 from dlconsole.workers.fetch.urls import target_of
 
 
@@ -143,7 +144,7 @@ def test_a_resolver_that_is_none_is_refused() -> None:
     epoll.close()
 
 
-def fetch(engine: CurlEngine[int], *urls: str) -> list[Fetched | Failure]:
+def fetch(engine: Engine[int], *urls: str) -> list[Fetched | Failure]:
     """What comes of each, in order."""
     outcomes: dict[int, Fetched | Failure] = {}
     for number, url in enumerate(urls):
@@ -157,14 +158,14 @@ def fetch(engine: CurlEngine[int], *urls: str) -> list[Fetched | Failure]:
     return [outcomes[number] for number in range(len(urls))]
 
 
-@pytest.fixture
-def engine() -> Iterator[Callable[..., CurlEngine[int]]]:
-    opened: list[CurlEngine[int]] = []
+@pytest.fixture(params=[CurlEngine, RequestsEngine])
+def engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine[int]]]:
+    opened: list[Engine[int]] = []
 
-    def start(server: NameServer, **dns: object) -> CurlEngine[int]:
+    def start(server: NameServer, **dns: object) -> Engine[int]:
         settings = DnsSettings.model_validate({"resolvers": [server.address], "timeout_s": 2} | dns)
         fetching = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=10)
-        opened.append(CurlEngine(fetching, settings, 4))
+        opened.append(request.param(fetching, settings, 4))
         return opened[-1]
 
     yield start
@@ -173,7 +174,7 @@ def engine() -> Iterator[Callable[..., CurlEngine[int]]]:
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused(
-    engine: Callable[..., CurlEngine[int]], web: SimulatedWeb
+    engine: Callable[..., Engine[int]], web: SimulatedWeb
 ) -> None:
     """DNS rebinding: the address is checked at each connection, not the name once."""
     turns = {"a.test": [Reply(("127.0.0.1",), 0), Reply(("10.0.0.1",), 0)]}
@@ -191,7 +192,7 @@ def test_a_name_that_turns_to_a_private_address_is_refused(
     assert isinstance(second, Failure) and second.kind is FailureKind.BLOCKED_ADDRESS
 
 
-def test_dead_names_hold_no_slot(engine: Callable[..., CurlEngine[int]], web: SimulatedWeb) -> None:
+def test_dead_names_hold_no_slot(engine: Callable[..., Engine[int]], web: SimulatedWeb) -> None:
     """Four handles, and forty names that nobody answers for."""
 
     def answer(name: str) -> Reply | None:

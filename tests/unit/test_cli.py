@@ -15,6 +15,7 @@ import pytest
 
 from dlconsole import cli
 from dlconsole.cli import COMMANDS, main
+from dlconsole.settings import FetchSettings
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -42,6 +43,18 @@ def test_every_command_takes_the_common_options_and_explains_itself(command: str
         assert option in out
     module = importlib.import_module(f"dlconsole.commands.{command.replace('-', '_')}")
     assert module.__doc__.splitlines()[0] in out
+
+
+def test_the_help_of_the_worker_explains_every_limit_of_a_fetch() -> None:
+    parser, _ = cli._parser_for(["--worker"])
+    explained = {action.dest for action in parser._actions if action.help and len(action.help.split()) > 3}
+    limits = {
+        f"fetch.{name}"
+        for name, field in FetchSettings.model_fields.items()
+        if field.annotation in (int, float)
+    }
+    assert len(limits) >= 7
+    assert limits | {"fetch.allow_ports", "fetch.allow_networks", "dns.timeout_s"} <= explained
 
 
 def test_help_lists_every_command(run: Run) -> None:

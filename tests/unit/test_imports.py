@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("textual", "redis", "pydantic", "pycurl", "rich", "msgspec", "numpy", "PIL", "psutil", "structlog")
 WORKER = ("dlconsole.workers.child", "dlconsole.commands.worker", "dlconsole.services.supervisor")
 
@@ -26,7 +28,7 @@ def test_help_loads_none_of_the_libraries() -> None:
 
 def test_a_worker_loads_neither_textual_nor_what_only_the_demo_needs() -> None:
     loaded = loaded_by("".join(f"import {name}\n" for name in WORKER))
-    assert {"dlconsole", "redis", "pycurl"} <= loaded
+    assert {"dlconsole", "redis"} <= loaded
     assert loaded.isdisjoint({"textual", "numpy", "PIL"})  # rich comes with structlog
 
 
@@ -34,6 +36,17 @@ def test_a_decoder_begins_with_nothing_of_ours() -> None:
     loaded = loaded_by("import dlconsole.workers.decoder")
     assert "dlconsole" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("engine", "its_own", "the_other"), [("curl", "pycurl", "requests"), ("requests", "requests", "pycurl")]
+)
+def test_a_worker_loads_the_library_of_its_engine_only(engine: str, its_own: str, the_other: str) -> None:
+    code = "".join(f"import {name}\n" for name in WORKER)
+    code += "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import _engine\n"
+    loaded = loaded_by(f"{code}_engine(Settings(worker={{'engine': {engine!r}}}), bool).close()")
+    assert its_own in loaded
+    assert the_other not in loaded
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -59,7 +59,7 @@ class AddressGuard:
         name = host.rstrip(".")
         if name == "localhost" or name.endswith(".localhost"):
             return self.refusal("127.0.0.1", port)
-        literal = _literal_address(name)
+        literal = literal_address(name)
         return self._port_refusal(port) if literal is None else self.refusal(literal, port)
 
     def _port_refusal(self, port: int) -> str:
@@ -68,11 +68,7 @@ class AddressGuard:
 
 def is_address(host: str) -> bool:
     """Whether a URL's host spells an address, so that there is nothing to look up."""
-    host = host.rstrip(".")
-    # In every spelling the last part begins with a digit, or there is a colon: most names end here.
-    if ":" not in host and not host.rpartition(".")[2][:1].isdigit():
-        return False
-    return _cached_literal(host) is not None
+    return literal_address(host) is not None
 
 
 def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
@@ -81,13 +77,19 @@ def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
     return not any(address in network for network in _UNSAFE)
 
 
+def literal_address(host: str) -> str | None:
+    """The address that a URL's host is (dotted, IPv6, or in old forms: `127.1`, `0x7f.1`, `2130706433`);
+    None where it is a name.
+    """
+    host = host.rstrip(".")
+    # In every spelling the last part begins with a digit, or there is a colon: most names end here.
+    if ":" not in host and not host.rpartition(".")[2][:1].isdigit():
+        return None
+    return _parsed(host)
+
+
 @lru_cache(maxsize=16384)
-def _cached_literal(host: str) -> str | None:
-    return _literal_address(host)
-
-
-def _literal_address(host: str) -> str | None:
-    """The address that a host spells: dotted, IPv6, or the old forms `127.1`, `0x7f.1`, `2130706433`."""
+def _parsed(host: str) -> str | None:
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:

@@ -11,34 +11,28 @@ from __future__ import annotations
 import os
 import select
 import socket
-import ssl
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import urlsplit
 
 import certifi
 import pycurl
 
-from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
-from dlconsole.workers.fetch.address import AddressGuard, is_address
-from dlconsole.workers.fetch.dns import Answer, Resolver
-from dlconsole.workers.fetch.engine import Fetched, Result, TurnedAway
-from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
-from dlconsole.workers.fetch.timings import Timings
-from dlconsole.workers.fetch.urls import Target, target_of
-from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
+from dlconsole.workers.fetch.address import AddressGuard
+from dlconsole.workers.fetch.answer import Receiver
+from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
+from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
 
 BUFFER_BYTES: Final = 256 * 1024
 """libcurl's receive buffer; one is shared by all transfers of a multi handle."""
-_DISCARD_BYTES: Final = 16 * 1024
-"""How much of what is no image is read, to keep the connection; more closes it."""
 _MAX_EVENTS: Final = 256
+_LOOK_S: Final = 0.25
+"""How often what runs is looked at; the shortest window of a rate is four times as long."""
 _MAX_TOLD: Final = 10_000
 """Names whose addresses libcurl is taken to know: far fewer than the 30,000 it keeps."""
 _KEEP_TOLD_S: Final = 7 * 86_400
@@ -54,7 +48,6 @@ _KINDS: Final = {
     pycurl.E_URL_MALFORMAT: FailureKind.BAD_TASK,
     pycurl.E_COULDNT_RESOLVE_HOST: FailureKind.DNS,
     pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT,
-    pycurl.E_FILESIZE_EXCEEDED: FailureKind.TOO_LARGE,
     pycurl.E_PARTIAL_FILE: FailureKind.TRUNCATED,
     pycurl.E_SSL_CONNECT_ERROR: FailureKind.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: FailureKind.TLS,
@@ -62,6 +55,8 @@ _KINDS: Final = {
     pycurl.E_SSL_CIPHER: FailureKind.TLS,
 }
 """libcurl's error codes → ours; every other one is a connection that broke: `connect`."""
+_TLS_CUT: Final = "unexpected eof"
+"""OpenSSL's words for an end without TLS's goodbye, which is no end: RFC 9112, 9.8."""
 
 
 class _Descriptor:
@@ -79,47 +74,18 @@ class _Descriptor:
         return self._fd
 
 
-class _Fetch(Generic[T]):
-    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took."""
-
-    __slots__ = ("addresses", "deadline", "hops", "target", "token")
-
-    def __init__(self, token: T, target: Target, deadline: float) -> None:
-        self.token = token
-        self.target = target
-        self.addresses: tuple[str, ...] = ()
-        self.deadline = deadline
-        self.hops = 0
-
-
-class _Transfer(Generic[T]):
+class _Transfer(Receiver, Generic[T]):
     """One easy handle with the fetch that it is running, if any; used again for the next."""
 
-    __slots__ = (
-        "_agent",
-        "_max_header_bytes",
-        "begun",
-        "blocked",
-        "body",
-        "discarded",
-        "fetch",
-        "handle",
-        "headers",
-        "opt_out",
-        "refused",
-        "resolved",
-        "sniffed",
-    )
+    __slots__ = ("blocked", "fetch", "handle", "resolved")
 
     def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
+        super().__init__(settings)
         self.handle = pycurl.Curl()
         self.handle.transfer = self
-        self.fetch: _Fetch[T] | None = None
-        self.headers = bytearray()
+        self.fetch: Fetch[T] | None = None
+        self.blocked = ""
         self.resolved = False
-        self._max_header_bytes = settings.max_header_bytes
-        self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
-        self.reset_answer()
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
         # Called for each line, ten times a fetch: no Python in it. libcurl ends an answer at 300 KB of them.
@@ -127,49 +93,12 @@ class _Transfer(Generic[T]):
         if not settings.proxy:
             self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
 
-    def reset_answer(self) -> None:
-        self.body = bytearray()
-        del self.headers[:]
-        self.opt_out = ""
-        self.begun = False
-        self.sniffed = False
-        self.refused = False
-        self.discarded = 0
-        self.blocked = ""
-
-    def _look_at_headers(self) -> None:
-        """Once they are complete: what is too long or opts out is not read on."""
-        if len(self.headers) > self._max_header_bytes:
-            self.refused = True
-        elif self._agent is not None:
-            self.opt_out = opt_out_of(self.headers, self._agent)
-            self.refused = bool(self.opt_out)
-
-    def write(self, data: bytes) -> int | None:
-        """libcurl's write callback. What opts out or does not begin as an image is not kept, and soon not
-        read.
-        """
-        if not self.begun:
-            self.begun = True
-            self._look_at_headers()
-        if self.refused:
-            self.discarded += len(data)
-            return 0 if self.discarded > _DISCARD_BYTES else None
-        body = self.body
-        body += data
-        if not self.sniffed and len(body) >= SNIFF_BYTES:
-            self.sniffed = True
-            if sniff(body) is None:
-                self.refused = True
-                self.discarded = len(body)
-                del body[SNIFF_BYTES:]
-        return None
-
     def _socket_opener(self, guard: AddressGuard) -> Callable[[int, Any], Any]:
         def open_socket(_purpose: int, address: Any) -> Any:
             ip, port = address.addr[:2]
-            self.blocked = guard.refusal(ip if isinstance(ip, str) else ip.decode(), port)
-            if self.blocked:
+            refusal = guard.refusal(ip if isinstance(ip, str) else ip.decode(), port)
+            if refusal:
+                self.blocked = refusal
                 return pycurl.SOCKET_BAD
             return _Descriptor(socket.socket(address.family, address.socktype, address.protocol).detach())
 
@@ -184,10 +113,7 @@ def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, _ms(settings.connect_timeout_s))
-    handle.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
     handle.setopt(pycurl.USERAGENT, settings.full_user_agent)
-    handle.setopt(pycurl.LOW_SPEED_LIMIT, settings.min_bytes_per_s)
-    handle.setopt(pycurl.LOW_SPEED_TIME, round(settings.min_rate_window_s))
     # Nothing is unpacked here: what comes packed all the same does not begin as a picture does.
     handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"])
     handle.setopt(pycurl.CAINFO, str(settings.ca_file or certifi.where()))
@@ -200,7 +126,7 @@ def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-class CurlEngine(Generic[T]):
+class CurlEngine(Hops[T]):
     """See `Engine`. Owns `concurrency` easy handles and one multi handle."""
 
     def __init__(
@@ -208,32 +134,16 @@ class CurlEngine(Generic[T]):
         settings: FetchSettings,
         dns: DnsSettings,
         concurrency: int,
-        is_parked: Callable[[str], bool] = lambda _host: False,
+        is_parked: Callable[[str], bool] = nobody_is_parked,
     ) -> None:
-        """`is_parked` says to which hosts no redirect is followed now. Raises ConfigError where the file of
-        certificate authorities cannot be read (with it every https task would fail), or a resolver cannot be
-        used.
-        """
-        if settings.ca_file is not None:
-            try:
-                ssl.create_default_context(cafile=settings.ca_file)
-            except OSError as error:  # SSLError is one
-                raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
-        self.timings = Timings()
-        self._settings = settings
-        self._is_parked = is_parked
-        self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
-        self._multi = pycurl.CurlMulti()
+        """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
+        super().__init__(settings, dns, self._epoll, is_parked)
+        self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._resolver = Resolver(dns, self._epoll)
-        self._most_lookups = dns.lookups
         self._told: dict[tuple[str, int], tuple[str, ...]] = {}
-        self._looked_up: dict[str, list[_Fetch[T]]] = {}
-        self._looking_up = 0
-        self._ready: deque[_Fetch[T]] = deque()
-        self._ended: list[Result[T]] = []
+        self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
@@ -253,11 +163,6 @@ class CurlEngine(Generic[T]):
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
         return len(self._all) - len(self._idle) + len(self._ready) + self._looking_up
-
-    def start(self, token: T, target: Target) -> None:
-        """Begin one fetch, whose outcome `poll` gives."""
-        self._look_up(_Fetch(token, target, time.monotonic() + self._settings.deadline_s))
-        self._launch()
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
@@ -280,10 +185,9 @@ class CurlEngine(Generic[T]):
             action(fd, mask)
         if multi.timeout() == 0:  # asked for once a poll: its timer callback would be called twice a fetch
             action(pycurl.SOCKET_TIMEOUT, 0)
-        if dns_due_at is not None:
-            if time.monotonic() >= dns_due_at:
-                self._resolver.tick()
-            self._take_found()
+        if time.monotonic() >= self._look_at:
+            self._end_lost_ones()
+        self._see_to_names(dns_due_at)
         self._collect()
         self._launch()
         return self._take_ended()
@@ -296,11 +200,27 @@ class CurlEngine(Generic[T]):
             timeout_s = min(timeout_s, libcurl_ms / 1000)
         if dns_due_at is not None:
             timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
-        return timeout_s
+        return min(timeout_s, _LOOK_S)
 
-    def _dns_due_at(self) -> float | None:
-        due_in_s = self._resolver.due_in_s
-        return None if due_in_s is None else time.monotonic() + due_in_s
+    def _end_lost_ones(self) -> None:
+        """End what is too slow, and what its head refuses although nothing of its body has come: libcurl
+        tells of a head's end only by the body's first piece.
+        """
+        now = time.monotonic()
+        self._look_at = now + _LOOK_S
+        for transfer in self._all:
+            fetch, handle = transfer.fetch, transfer.handle
+            if fetch is None or not handle.getinfo(pycurl.PRETRANSFER_TIME):
+                continue
+            # 200: not of an informational head, nor of a proxy's, behind which another comes.
+            if not transfer.body and handle.getinfo(pycurl.RESPONSE_CODE) == 200:
+                decided = transfer.decided(fetch.target.url)
+                if decided is not None and transfer.enough:
+                    self._finish(transfer, decided)
+                    continue
+            slow = transfer.too_slow(now)
+            if slow is not None:
+                self._finish(transfer, transfer.decided(fetch.target.url) or slow)
 
     def wake(self) -> None:
         """End a `poll` that waits; other threads and signal handlers may call this, also too late."""
@@ -309,17 +229,13 @@ class CurlEngine(Generic[T]):
 
     def cancel_all(self) -> list[T]:
         """Drop every running fetch; their tokens."""
-        dropped = [fetch for waiting in self._looked_up.values() for fetch in waiting]
-        dropped += self._ready
-        self._looked_up.clear()
-        self._looking_up = 0
-        self._ready.clear()
+        dropped = self._drop_waiting()
         for transfer in self._all:
             if transfer.fetch is not None:
-                dropped.append(transfer.fetch)
+                dropped.append(transfer.fetch.token)
                 self._multi.remove_handle(transfer.handle)
                 self._release(transfer)
-        return [fetch.token for fetch in dropped] + [ended.token for ended in self._take_ended()]
+        return dropped
 
     def close(self) -> None:
         """Free every resource."""
@@ -333,62 +249,17 @@ class CurlEngine(Generic[T]):
         wake_fd, self._wake_fd = self._wake_fd, -1
         os.close(wake_fd)
 
-    def _take_ended(self) -> list[Result[T]]:
-        ended, self._ended = self._ended, []
-        return ended
+    def _has_slot(self) -> bool:
+        return bool(self._idle)
 
-    def _look_up(self, fetch: _Fetch[T]) -> None:
-        """Go on with a fetch once its host's addresses are known."""
-        name = fetch.target.host
-        if self._settings.proxy:
-            refusal = self._guard.host_refusal(name, fetch.target.port)
-            if refusal:
-                self._end(fetch, Failure(FailureKind.BLOCKED_ADDRESS, refusal))
-            else:
-                self._ready.append(fetch)
-        elif is_address(name):
-            self._ready.append(fetch)
-        else:
-            answer = self._resolver.resolve(name)
-            if answer is None:
-                self._looked_up.setdefault(name, []).append(fetch)
-                self._looking_up += 1
-            else:
-                self._use(fetch, answer)
-
-    def _take_found(self) -> None:
-        for name, answer in self._resolver.take_found():
-            self.timings.add_lookup(answer.asked_s)
-            for fetch in self._looked_up.pop(name, ()):
-                self._looking_up -= 1
-                self._use(fetch, answer)
-
-    def _use(self, fetch: _Fetch[T], answer: Answer) -> None:
-        if answer.failure is not None:
-            self._end(fetch, answer.failure)
-        else:
-            fetch.addresses = answer.addresses
-            self._ready.append(fetch)
-
-    def _launch(self) -> None:
-        """Give the fetches that are ready a handle each, as far as there are any."""
-        while self._ready and self._idle:
-            fetch = self._ready.popleft()
-            failure = self._begin(self._idle[-1], fetch)
-            if failure is not None:
-                self._end(fetch, failure)
-            else:
-                self._idle.pop()
-
-    def _begin(self, transfer: _Transfer[T], fetch: _Fetch[T]) -> Failure | None:
-        left_s = fetch.deadline - time.monotonic()
-        if left_s <= 0:
-            return Failure(FailureKind.TIMEOUT, f"no answer within {self._settings.deadline_s:g} s")
+    def _begin(self, fetch: Fetch[T]) -> Failure | None:
+        transfer = self._idle[-1]
         transfer.reset_answer()
+        transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
             handle.setopt(pycurl.URL, target.url)
-            handle.setopt(pycurl.TIMEOUT_MS, _ms(left_s))
+            handle.setopt(pycurl.TIMEOUT_MS, _ms(fetch.deadline - time.monotonic()))
             # What libcurl would look up itself is told to it, once for each answer.
             if fetch.addresses and self._told.get((target.host, target.port)) is not fetch.addresses:
                 handle.setopt(pycurl.RESOLVE, [self._tell(target, fetch.addresses)])
@@ -400,6 +271,7 @@ class CurlEngine(Generic[T]):
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
         transfer.fetch = fetch
+        self._idle.pop()
         return None
 
     def _tell(self, target: Target, addresses: tuple[str, ...]) -> str:
@@ -419,18 +291,14 @@ class CurlEngine(Generic[T]):
                 self._finish(handle.transfer, self._failure(handle.transfer, code, message))
 
     def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
-        """Hand out the outcome and free the handle; text is a redirect's target: go on with it."""
+        """Free the handle, and go on."""
         if self.timings.wants_sample:
             self._sample(transfer.handle)
         self._multi.remove_handle(transfer.handle)
         fetch = transfer.fetch
         self._release(transfer)
-        if fetch is None:
-            return
-        if isinstance(outcome, str):
-            self._hop(fetch, outcome)
-        else:
-            self._end(fetch, outcome)
+        if fetch is not None:
+            self._go_on(fetch, outcome)
 
     def _sample(self, handle: Any) -> None:
         connect_s, tls_s = handle.getinfo(pycurl.CONNECT_TIME), handle.getinfo(pycurl.APPCONNECT_TIME)
@@ -445,57 +313,23 @@ class CurlEngine(Generic[T]):
             total_s=handle.getinfo(pycurl.TOTAL_TIME),
         )
 
-    def _hop(self, fetch: _Fetch[T], url: str) -> None:
-        fetch.hops += 1
-        target = target_of(url)
-        if fetch.hops > self._settings.max_redirects:
-            most = self._settings.max_redirects
-            self._end(fetch, Failure(FailureKind.REDIRECTS, f"more than {most} redirects"))
-        elif target is None:
-            scheme = urlsplit(url).scheme[:20] if "://" in url[:30] else "?"
-            message = f"redirected to what is no http URL ({scheme}:)"
-            self._end(fetch, Failure(FailureKind.REDIRECTS, message))
-        else:
-            fetch.target, fetch.addresses = target, ()
-            if self._is_parked(target.host):
-                self._end(fetch, TurnedAway())
-            else:
-                self._look_up(fetch)
-
-    def _end(self, fetch: _Fetch[T], outcome: Fetched | Failure | TurnedAway) -> None:
-        self._ended.append(Result(fetch.token, outcome, fetch.target.host))
-
     def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
-        handle = transfer.handle
-        status = handle.getinfo(pycurl.RESPONSE_CODE)
-        if len(transfer.headers) > self._settings.max_header_bytes:
-            message = f"more than {self._settings.max_header_bytes} bytes of headers"
-            return Failure(FailureKind.CONNECT, message, status)
-        if status == 200:
-            if transfer.opt_out:
-                return Failure(FailureKind.OPT_OUT, transfer.opt_out, status)
-            if transfer.refused:
-                return not_image(transfer.body)
-            assert transfer.fetch is not None
-            return Fetched(transfer.fetch.target.url, status, transfer.body)
-        if 300 <= status < 400:
-            target = handle.getinfo(pycurl.REDIRECT_URL)
-            if target:
-                return str(target)
-        return self._http_failure(handle, status)
+        assert transfer.fetch is not None
+        return transfer.outcome(transfer.fetch.target.url)
 
-    def _http_failure(self, handle: Any, status: int) -> Failure:
-        retry_after = handle.getinfo(pycurl.RETRY_AFTER) or None
-        return Failure(FailureKind.HTTP_STATUS, f"HTTP {status}", status, retry_after)
-
-    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Fetched | Failure | str:
+    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
-        if code == pycurl.E_WRITE_ERROR and transfer.refused:  # enough of an error page was read
-            return self._answer(transfer)
+        assert transfer.fetch is not None
+        # Without a status there was no answer: the headers, if any, are those of a proxy that refused.
+        answered = transfer.handle.getinfo(pycurl.RESPONSE_CODE) > 0
+        decided = transfer.decided(transfer.fetch.target.url) if answered else None
+        if decided is not None:
+            return decided
         kind = _KINDS.get(code, FailureKind.CONNECT)
-        status = transfer.handle.getinfo(pycurl.RESPONSE_CODE) or None
-        return Failure(kind, message or f"libcurl error {code}", status)
+        if code == pycurl.E_RECV_ERROR and transfer.status == 200 and _TLS_CUT in message:
+            kind = FailureKind.TRUNCATED
+        return Failure(kind, message or f"libcurl error {code}", transfer.status or None)
 
     def _release(self, transfer: _Transfer[T]) -> None:
         transfer.fetch = None

@@ -52,11 +52,11 @@ def _encoded(url: str) -> str | None:
         if "%" in host or not host.isascii():
             port = f":{parts.port}" if parts.port else ""
             parts = parts._replace(netloc=_plain_host(host) + port)
-    except (ValueError, UnicodeError):
+        quoted = [quote(part, safe=_KEEP) for part in (parts.path, parts.query, parts.fragment)]
+    except ValueError:  # UnicodeError is one: half a surrogate pair
         return None
     if any(c <= " " or c == "\x7f" for c in parts.netloc):
         return None
-    quoted = [quote(part, safe=_KEEP) for part in (parts.path, parts.query, parts.fragment)]
     return urlunsplit((parts.scheme, parts.netloc, *quoted))
 
 

@@ -1,0 +1,192 @@
+"""A fetch's way from URL to outcome, hop by hop: the same for every engine.
+
+Each hop's host is looked up and checked before the engine is given it, so that a redirect passes the
+same checks as the URL in the list, and names that nobody answers for hold none of the engine's slots.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+from dlconsole.errors import ConfigError
+from dlconsole.model import Failure, FailureKind
+from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.fetch.address import AddressGuard, is_address
+from dlconsole.workers.fetch.dns import Answer, Resolver
+from dlconsole.workers.fetch.engine import Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.timings import Timings
+from dlconsole.workers.fetch.urls import Target, target_of
+
+T = TypeVar("T")
+
+
+def nobody_is_parked(_host: str) -> bool:
+    """For an engine that is used without a fleet."""
+    return False
+
+
+class Fetch(Generic[T]):
+    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took."""
+
+    __slots__ = ("addresses", "deadline", "hops", "target", "token")
+
+    def __init__(self, token: T, target: Target, deadline: float) -> None:
+        self.token = token
+        self.target = target
+        self.addresses: tuple[str, ...] = ()
+        """What its host's name stands for; nothing where that is an address, or a proxy's matter."""
+        self.deadline = deadline
+        self.hops = 0
+
+
+class Hops(ABC, Generic[T]):
+    """What the engines have in common. An engine says how one hop is begun, and calls `_go_on` with what
+    came of it.
+    """
+
+    def __init__(
+        self,
+        settings: FetchSettings,
+        dns: DnsSettings,
+        epoll: select.epoll,
+        is_parked: Callable[[str], bool],
+    ) -> None:
+        """`is_parked` says to which hosts no redirect is followed now. Raises ConfigError where the file of
+        certificate authorities cannot be read (with it every https task would fail), or a resolver cannot be
+        used.
+        """
+        if settings.ca_file is not None:
+            try:
+                ssl.create_default_context(cafile=settings.ca_file)
+            except OSError as error:  # SSLError is one
+                raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
+        self.timings = Timings()
+        self._settings = settings
+        self._is_parked = is_parked
+        self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
+        self._resolver = Resolver(dns, epoll)
+        self._most_lookups = dns.lookups
+        self._looked_up: dict[str, list[Fetch[T]]] = {}
+        self._looking_up = 0
+        self._ready: deque[Fetch[T]] = deque()
+        self._ended: list[Result[T]] = []
+
+    @abstractmethod
+    def _has_slot(self) -> bool:
+        """Whether a hop can be begun now."""
+
+    @abstractmethod
+    def _begin(self, fetch: Fetch[T]) -> Failure | None:
+        """Begin the fetch's next hop, or say why that cannot be done."""
+
+    def start(self, token: T, target: Target) -> None:
+        """Begin one fetch, whose outcome `poll` gives."""
+        self._look_up(Fetch(token, target, time.monotonic() + self._settings.deadline_s))
+        self._launch()
+
+    def _launch(self) -> None:
+        """Give the fetches that are ready a slot each, as far as there are any."""
+        while self._ready and self._has_slot():
+            fetch = self._ready.popleft()
+            failure = self._late() if time.monotonic() >= fetch.deadline else self._begin(fetch)
+            if failure is not None:
+                self._end(fetch, failure)
+
+    def _late(self) -> Failure:
+        return Failure(FailureKind.TIMEOUT, f"no whole answer within {self._settings.deadline_s:g} s")
+
+    def _dns_due_at(self) -> float | None:
+        due_in_s = self._resolver.due_in_s
+        return None if due_in_s is None else time.monotonic() + due_in_s
+
+    def _see_to_names(self, due_at: float | None) -> None:
+        """Go on with the fetches whose hosts were found; `due_at` is from before the wait."""
+        if due_at is None:
+            return
+        if time.monotonic() >= due_at:
+            self._resolver.tick()
+        for name, answer in self._resolver.take_found():
+            self.timings.add_lookup(answer.asked_s)
+            for fetch in self._looked_up.pop(name, ()):
+                self._looking_up -= 1
+                self._use(fetch, answer)
+
+    def _look_up(self, fetch: Fetch[T]) -> None:
+        """Go on with a fetch once its host's addresses are known."""
+        name = fetch.target.host
+        if self._settings.proxy:
+            refusal = self._guard.host_refusal(name, fetch.target.port)
+            if refusal:
+                self._end(fetch, Failure(FailureKind.BLOCKED_ADDRESS, refusal))
+            else:
+                self._ready.append(fetch)
+        elif is_address(name):
+            self._ready.append(fetch)
+        else:
+            answer = self._resolver.resolve(name)
+            if answer is None:
+                self._looked_up.setdefault(name, []).append(fetch)
+                self._looking_up += 1
+            else:
+                self._use(fetch, answer)
+
+    def _use(self, fetch: Fetch[T], answer: Answer) -> None:
+        if answer.failure is not None:
+            self._end(fetch, answer.failure)
+        else:
+            fetch.addresses = answer.addresses
+            self._ready.append(fetch)
+
+    def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | str) -> None:
+        """A hop has ended; text is a redirect's target."""
+        if isinstance(outcome, str):
+            self._hop(fetch, outcome)
+        else:
+            self._end(fetch, outcome)
+
+    def _hop(self, fetch: Fetch[T], url: str) -> None:
+        fetch.hops += 1
+        target = target_of(url)
+        if fetch.hops > self._settings.max_redirects:
+            most = self._settings.max_redirects
+            self._end(fetch, Failure(FailureKind.REDIRECTS, f"more than {most} redirects"))
+        elif target is None:
+            message = f"redirected to what is no http URL ({_scheme_of(url)}:)"
+            self._end(fetch, Failure(FailureKind.REDIRECTS, message))
+        else:
+            fetch.target, fetch.addresses = target, ()
+            if self._is_parked(target.host):
+                self._end(fetch, TurnedAway())
+            else:
+                self._look_up(fetch)
+
+    def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway) -> None:
+        self._ended.append(Result(fetch.token, outcome, fetch.target.host))
+
+    def _take_ended(self) -> list[Result[T]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _drop_waiting(self) -> list[T]:
+        """Forget every fetch that has no slot, also those that have ended; their tokens."""
+        dropped = [fetch.token for waiting in self._looked_up.values() for fetch in waiting]
+        dropped += [fetch.token for fetch in self._ready]
+        dropped += [ended.token for ended in self._take_ended()]
+        self._looked_up.clear()
+        self._looking_up = 0
+        self._ready.clear()
+        return dropped
+
+
+def _scheme_of(url: str) -> str:
+    try:
+        return urlsplit(url).scheme[:20] or "?"
+    except ValueError:
+        return "?"
