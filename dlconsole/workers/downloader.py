@@ -125,9 +125,14 @@ class Downloader:
         started = False
         while engine.free and tasks:
             try:
-                claimed = tasks.popleft()
+                claimed, epoch = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
                 return
+            if epoch > self._epoch:  # claimed by a new session, before the old one's fetches were dropped
+                tasks.appendleft((claimed, epoch))
+                return
+            if epoch < self._epoch:
+                continue
             self._start(claimed)
             started = True
         if started and len(tasks) <= self._settings.worker.batch // 2:
