@@ -38,12 +38,15 @@ def run(settings: Settings, stop: threading.Event, say: Callable[[str], None]) -
     try:
         with connect(url, name="dlconsole-upkeep") as client:
             while True:
+                wait_s = min(upkeep.next_round_s(), lease_s * _LOOK_SHARE)
                 try:
                     if calm.lasts(*_look(client, url)):
-                        _tell(upkeep.keep(client, keys, url), say)
+                        kept = upkeep.keep(client, keys, url)
+                        _tell(kept, say)
+                        wait_s = 0.0 if kept.more else wait_s
                 except RedisError:
                     calm.broken()
-                if stop.wait(min(upkeep.next_round_s(), lease_s * _LOOK_SHARE)):
+                if stop.wait(wait_s):
                     return
     except Exception as error:  # noqa: BLE001  (a fault of ours must be seen, not written over the picture)
         say(f"dead sessions are not looked for, a fault in dlconsole: {type(error).__name__}: {error}")

@@ -77,12 +77,13 @@ class Courier:
         until_empty: bool,
         wake_loop: Callable[[], None],
         fetching: Callable[[], int],
-        waiting: Callable[[], Sequence[Claimed]],
+        waiting: Callable[[], Sequence[tuple[Claimed, int]]],
     ) -> None:
         """`wake_loop` ends a poll that waits; `fetching` is how many fetches run; `waiting` are the tasks
-        that the loop has taken and not started.
+        that the loop has taken and not started, each with its epoch.
         """
-        self.tasks: deque[Claimed] = deque()
+        self.tasks: deque[tuple[Claimed, int]] = deque()
+        """What is to be fetched, each with the epoch that it was claimed in."""
         self.learnt: deque[tuple[str, float]] = deque()
         """Hosts that the fleet has parked, with the seconds that were left of it."""
         self.ending = Ending.NONE
@@ -108,6 +109,8 @@ class Courier:
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
         self._close_by: float | None = None
+        self._lost: list[tuple[Session, dict[str, bytes]]] = []
+        """Sessions that were fenced, and are not closed yet, with what they held."""
         self._held: dict[str, bytes] = {}
         """What the session has in flight, as far as it knows: field → raw item."""
         self._closed = False
@@ -210,7 +213,7 @@ class Courier:
             except RedisUnavailable as error:
                 failures += 1
                 if self._close_by is not None and time.monotonic() >= self._close_by:
-                    self._closed = not opened  # then there was never anything to give back
+                    self._closed = not opened and not self._lost  # there was never anything to give back
                     if opened:
                         self._log.warning(
                             "stopped without giving tasks back", held=len(self._held), error=str(error)
@@ -219,6 +222,7 @@ class Courier:
                 self._back_off(failures, error)
             except FencedError as error:
                 self._replace_session(error)
+                opened = False
             except Exception as error:  # noqa: BLE001  (RedisUnusable, or a fault of ours: the loop raises it)
                 self.failure = error
                 self.ending = Ending.FAILED
@@ -263,10 +267,10 @@ class Courier:
     def _claim(self) -> None:
         claim = self._session.claim(self._settings.worker.batch)
         self._held.update((claimed.field, claimed.raw) for claimed in claim.items)
-        if claim.solo:
+        if claim.solo and claim.items:
             self._solo = claim.items[0]
         else:
-            self.tasks.extend(claim.items)
+            self.tasks.extend((claimed, self.epoch) for claimed in claim.items)
         self.state = "paused" if claim.paused else "running" if claim.items else "idle"
         if claim.stop:
             self.ending = Ending.SENTINEL
@@ -285,7 +289,8 @@ class Courier:
         """The queue is empty for good when nothing waits for its retry, and nobody holds a task that
         their death would bring back.
         """
-        counts = script("counts").run(self._client, self._keys.counted, self._keys.in_flight_prefix)
+        with translated(self._settings.redis):
+            counts = script("counts").run(self._client, self._keys.counted, self._keys.in_flight_prefix)
         _, queued, in_flight, delayed, *_ = counts
         if queued == in_flight == delayed == 0:
             self.ending = Ending.EMPTY
@@ -295,7 +300,7 @@ class Courier:
     def _begin_solo(self) -> None:
         """An item that sessions died holding is started when everything else is done and acked."""
         if self._solo is not None and len(self._held) == 1:
-            self.tasks.append(self._solo)
+            self.tasks.append((self._solo, self.epoch))
             self._solo, self._solo_runs = None, True
             self._wake_loop()
         elif self._solo_runs and not self._held:
@@ -304,7 +309,7 @@ class Courier:
     def _upkeep(self) -> None:
         may_reap = time.monotonic() >= self._reap_from
         kept = upkeep.keep(self._client, self._keys, self._settings.redis, reap=may_reap)
-        self._upkeep_at = time.monotonic() + upkeep.next_round_s()
+        self._upkeep_at = time.monotonic() + (0.0 if kept.more else upkeep.next_round_s())
         for session in kept.reaped:
             self._log.warning("dead session reaped", session=session)
         if kept.given_back or kept.crashed or kept.promoted:
@@ -349,7 +354,7 @@ class Courier:
         if self._held_up:
             while self.tasks:
                 try:
-                    self._returns.append((self.tasks.popleft(), self.epoch))
+                    self._returns.append(self.tasks.popleft())
                 except IndexError:  # the loop took the last one
                     break
             if self._solo is not None:
@@ -369,7 +374,7 @@ class Courier:
         session, whose death then counts for it: else a task that does this would do it for ever.
         """
         self._flush()
-        self._returns.extend((claimed, self.epoch) for claimed in self._waiting())
+        self._returns.extend(self._waiting())
         self._held_up = self._held_up or "given up"
         self._give_back()
 
@@ -439,6 +444,14 @@ class Courier:
             self._log.warning(finding.said, todo=finding.todo)
         if info.get("uptime_in_seconds", 0) < self._settings.worker.lease_s:
             self._let_others_come_back()
+        while self._lost:
+            # Closing gives back what nobody else has taken over. Nobody died, so what was taken over does
+            # not count as the item's fault.
+            session, held = self._lost[0]
+            session.close()
+            session.forgive(held.values())
+            self._let_others_come_back()
+            del self._lost[0]
         self._server_ms = self._session.open()
         self._tally.begin(self._server_ms)
         self._log.info("session opened", session=self._session.id)
@@ -458,32 +471,18 @@ class Courier:
     def _replace_session(self, error: FencedError) -> None:
         """The lease ran out (a suspended process, Redis away for long): drop everything, start anew.
 
-        Closing the old session gives back what nobody else has taken over yet. Nobody died, so what was
-        taken over does not count as the item's fault.
+        `_open` then sees to the old session.
         """
         self._log.warning("session replaced", error=str(error))
-        old = self._session
+        self._lost.append((self._session, self._held))
         self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
         self.epoch += 1
         self._reports.clear()
         self._returns.clear()
         self._solo, self._solo_runs = None, False
-        held, self._held = self._held, {}
-        self._session = self._new_session(batch=old.batch)
+        self._held = {}
+        self._session = self._new_session(batch=self._session.batch)
         self._wake_loop()
-        failures = 0
-        while True:
-            try:
-                old.close()
-                old.forgive(held.values())
-                self._open()
-                self._let_others_come_back()
-                return
-            except RedisUnavailable as trouble:
-                failures += 1
-                if self._close_by is not None and time.monotonic() >= self._close_by:
-                    return
-                self._back_off(failures, trouble)
 
     def _new_session(self, batch: int) -> Session:
         return Session(

@@ -94,7 +94,7 @@ class Downloader:
             until_empty=until_empty,
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
-            waiting=lambda: [item.claimed for item in self._turns.peek()],
+            waiting=lambda: [(item.claimed, item.epoch) for item in self._turns.peek()],
         )
         self._decoders: DecoderPool[_Picture] | None = None
         if settings.worker.verify == "decode":
@@ -207,9 +207,14 @@ class Downloader:
         taken = False
         while self._can_start and tasks and turns.waiting < self._most_waiting:
             try:
-                claimed = tasks.popleft()
+                claimed, epoch = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
                 return
+            if epoch > self._epoch:  # claimed by a new session, before the old one's fetches were dropped
+                tasks.appendleft((claimed, epoch))
+                return
+            if epoch < self._epoch:
+                continue
             self._learn()  # what the courier learnt before it claimed this one
             self._take(claimed)
             taken = True

@@ -24,11 +24,13 @@ from wire import Fault, Strikes, Wire
 from dlconsole.demo.web import SimulatedWeb
 from dlconsole.services.private_redis import PrivateRedis
 
-CALLS = ["open", "claim", "ack", "renew", "reap", "promote", "give_back", "close"]
+CALLS = ["open", "claim", "ack", "renew", "reap", "promote", "give_back", "close", "counts"]
+SHORT_TURNS = {"counts": (1, 2)}  # for the fleet's history, and for whether the queue is empty for good
 
 FULL_TURNS = {
     "open": (1, 2),  # two workers make no more calls than that of these
     "close": (1, 2),
+    "counts": (1, 2),
     "reap": (1, 3),
     "promote": (2, 3, 5),
     "give_back": (2, 3, 5),
@@ -45,7 +47,7 @@ def cases(faults: list[Fault]) -> Iterator[object]:
     for name in CALLS:
         for fault in faults:
             key = f"{name}-{fault.name.lower()}"
-            yield pytest.param(name, fault, (1,), 400, 1, id=key)
+            yield pytest.param(name, fault, SHORT_TURNS.get(name, (1,)), 400, 1, id=key)
             yield pytest.param(name, fault, FULL_TURNS[name], 1200, 2, id=f"{key}-full", marks=FULL)
 
 
@@ -99,6 +101,7 @@ def run_struck(
         worker = fleet.start(*options, url=wire.url, WORKER__BATCH=str(100 // processes))
         assert worker.wait(80) == 0
     assert not strikes.left
+    assert not any(event["event"] == "worker died and is replaced" for event in fleet.events)
 
 
 @pytest.mark.parametrize(

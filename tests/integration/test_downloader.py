@@ -24,6 +24,7 @@ from dlconsole.errors import ConfigError, RedisUnusable
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
+from dlconsole.workers.guard import StoreGuard
 
 
 def run(settings: Settings) -> Downloader:
@@ -277,6 +278,37 @@ def test_a_deadline_holds_over_all_redirects_and_trickles(
     run(settings)
     assert time.monotonic() - started < 6
     assert {e["error_msg"].partition(":")[0] for e in errors_of(redis_client)} == {"timeout"}
+
+
+def test_what_a_new_session_claims_before_the_loop_sees_it_is_not_dropped_with_the_old_ones(
+    settings: Settings, redis_client: redis.Redis, web: SimulatedWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is at a slow disk while the session is fenced and replaced."""
+    settings = changed(settings, "worker", lease_s=30, heartbeat_s=0.1)
+    redis_client.lpush(KEYS.task, *(task(f"http://{web.address}/as/good/{i}") for i in range(40)))
+    redis_client.hset(KEYS.control, "paused", "1")
+    look, waited = StoreGuard.look, threading.Event()
+
+    def slow_look(guard: StoreGuard) -> str:
+        sessions = redis_client.zrange(KEYS.lease, 0, -1)
+        if sessions and not waited.is_set():
+            waited.set()
+            redis_client.zrem(KEYS.lease, sessions[0])
+            redis_client.delete(KEYS.control)
+            until(
+                lambda: any(
+                    redis_client.hlen(KEYS.in_flight(s.decode()))
+                    for s in redis_client.zrange(KEYS.lease, 0, -1)
+                )
+            )
+        return look(guard)
+
+    monkeypatch.setattr(StoreGuard, "look", slow_look)
+    worker = Running(settings, until_empty=True)
+    worker.thread.join(30)
+    assert waited.is_set()
+    assert worker.outcome is True
+    assert redis_client.get(KEYS.stored) == b"40"
 
 
 def test_stopping_finishes_what_runs_and_gives_back_the_rest_in_order(

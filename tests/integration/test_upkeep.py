@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -400,3 +401,74 @@ def test_delays_grow_with_full_jitter_and_honour_retry_after_up_to_a_cap() -> No
     assert retries.delay_s(1, asked, settings) == 90
     greedy = Failure(FailureKind.HTTP_STATUS, "HTTP 429", 429, retry_after_s=1e9)
     assert retries.delay_s(1, greedy, settings) == 120
+
+
+@pytest.fixture
+def no_memory(redis_client: redis.Redis) -> Iterator[Callable[[], object]]:
+    yield lambda: redis_client.config_set("maxmemory", "1")
+    redis_client.config_set("maxmemory", "0")
+
+
+def test_a_claim_whose_reply_was_lost_is_repeated_without_memory(
+    redis_client: redis.Redis, opened, no_memory: Callable[[], object]
+) -> None:
+    feed(redis_client, 20)
+    session = opened()
+    first = session.claim(10)
+    session._claim_answered = False
+    no_memory()
+    assert session.claim(10) == first
+    assert session.ack([]).fenced is False
+
+
+def test_a_paused_session_and_an_empty_ack_need_no_memory(
+    redis_client: redis.Redis, opened, no_memory: Callable[[], object]
+) -> None:
+    feed(redis_client, 20)
+    session = opened()
+    redis_client.hset(KEYS.control, "paused", "1")
+    no_memory()
+    assert session.claim(10).paused
+    assert session.ack([]).fenced is False
+
+
+def test_a_fenced_session_comes_back_without_memory(
+    redis_client: redis.Redis, opened, no_memory: Callable[[], object]
+) -> None:
+    feed(redis_client, 3)
+    for _ in range(2):
+        session = opened()
+        held = [c.raw for c in session.claim(3).items]
+        expire(redis_client, session)
+        keep(redis_client)
+    no_memory()
+    session.close()
+    assert session.forgive(held) == 3
+    assert deaths(redis_client) == [1, 1, 1]
+    opened()
+
+
+def test_what_an_unanswered_claim_took_is_no_stray(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 5)
+    session = opened()
+    session.claim(5)
+    session._claim_answered = False
+    assert session.give_back_strays({}) == 0
+    assert len(session.claim(5).items) == 5
+    assert session.give_back_strays({}) == 5
+
+
+def test_a_round_ends_in_time_and_says_that_there_is_more(redis_client: redis.Redis, opened) -> None:
+    feed(redis_client, 1000)
+    session = opened()
+    session.claim(1000)
+    expire(redis_client, session)
+    redis_client.zadd(KEYS.delayed, {f"{i}:x": 1 for i in range(1000)})
+    kept = upkeep.keep(redis_client, KEYS, "redis://test", within_s=0)
+    assert kept == Kept(promoted=upkeep.STEP, more=True)
+    rounds = 0
+    while kept.more:
+        kept = upkeep.keep(redis_client, KEYS, "redis://test", within_s=0.001)
+        rounds += 1
+    assert rounds > 2
+    assert redis_client.llen(KEYS.task) == 2000

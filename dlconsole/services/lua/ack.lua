@@ -20,8 +20,8 @@
 -- did not kill its session: the deaths of others that held it are forgotten; not of what was put off.
 --
 -- Safe to repeat: a task counts only where HDEL finds its field, so sending an ack twice, or after
--- the tasks went to another session, changes nothing. Types are checked first, and HDEL comes before
--- any command that Redis refuses when out of memory: an ack is never half applied.
+-- the tasks went to another session, changes nothing. Types are checked first, and it also runs when
+-- Redis is out of memory: an ack is never half applied.
 
 local wrong = expect(KEYS[1], 'hash') or expect(KEYS[2], 'string') or expect(KEYS[3], 'string')
   or expect(KEYS[4], 'list') or expect(KEYS[5], 'zset') or expect(KEYS[6], 'zset')
@@ -33,6 +33,7 @@ local sid, max_delayed = ARGV[1], tonumber(ARGV[3])
 local first_failed = 6 + tonumber(ARGV[4])
 local first_retry = first_failed + 2 * tonumber(ARGV[5])
 local now = clock()
+allow_without_memory(KEYS[5])
 
 local has_deaths = redis.call('EXISTS', KEYS[7]) == 1
 local function forget_deaths(field)

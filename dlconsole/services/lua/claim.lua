@@ -17,8 +17,8 @@
 --
 -- Safe to repeat: the same batch number returns the same items, a smaller one takes nothing, so a
 -- lost reply neither strands nor doubles a task. Types are checked before the pop, because a script
--- is not rolled back: a WRONGTYPE after it would lose what was popped. RPOP comes before any command
--- that Redis refuses when out of memory, so a claim never fails half way.
+-- is not rolled back: a WRONGTYPE after it would lose what was popped. It also runs when Redis is out of
+-- memory, and never fails half way: what is claimed is what is then acked, and frees some.
 
 local SENTINEL = 'stop_this_task'
 
@@ -29,6 +29,7 @@ if wrong then return wrong end
 local sid, batch, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = clock()
 if not is_live(KEYS[2], sid, now) then return {'FENCED', ''} end
+allow_without_memory(KEYS[2])
 
 -- Batches are compared as numbers but kept as the strings they came as.
 local last = redis.call('HGET', KEYS[3], '_last')

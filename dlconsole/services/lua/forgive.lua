@@ -5,11 +5,13 @@
 -- ARGV     sid, then the sha1 of each item that it held
 -- Returns  how many items it was taken off
 --
--- Safe to repeat: a name that is gone is not taken off again. The type is checked first.
+-- Safe to repeat: a name that is gone is not taken off again. The type is checked first; HDEL of nothing
+-- comes first, because Redis refuses only a script's first write when it is out of memory.
 
 local wrong = expect(KEYS[1], 'hash')
 if wrong then return wrong end
 
+redis.call('HDEL', KEYS[1], '')
 local forgiven = 0
 for i = 2, #ARGV do
   local deaths = deaths_of(KEYS[1], ARGV[i])
