@@ -20,16 +20,17 @@ from typing import Final
 import msgspec
 import redis
 
-from dlconsole.errors import FencedError, RedisUnavailable, RedisUnusable
+from dlconsole.errors import FencedError, RedisUnavailable
 from dlconsole.log import Logger
 from dlconsole.model import SessionStats
-from dlconsole.services import checks, hosts, parked, upkeep
+from dlconsole.services import checks, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 from dlconsole.workers.reporter import Reporter
+from dlconsole.workers.shared_parks import SharedParks
 from dlconsole.workers.tally import Tally
 from dlconsole.workers.watchdog import Thread, Watchdog
 
@@ -84,8 +85,6 @@ class Courier:
         """
         self.tasks: deque[tuple[Claimed, int]] = deque()
         """What is to be fetched, each with the epoch that it was claimed in."""
-        self.learnt: deque[tuple[str, float]] = deque()
-        """Hosts that the fleet has parked, with the seconds that were left of it."""
         self.ending = Ending.NONE
         self.failure: Exception | None = None
         """Why the thread ended before its time."""
@@ -102,9 +101,6 @@ class Courier:
         self._waiting = waiting
         self._reports: deque[Report] = deque()
         self._returns: deque[tuple[Claimed, int]] = deque()
-        self._parked: deque[tuple[str, float]] = deque()
-        """Hosts parked here that the fleet is still to be told of, each with its end (`monotonic`)."""
-        self._cannot_share = False
         self._held_up = ""
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
@@ -127,6 +123,7 @@ class Courier:
         name = f"dlconsole-worker-{hosts.host_name(settings)}"[:120]
         self._client: redis.Redis = connect(settings.redis, name=name)
         self._reporter = Reporter(settings, self._client, log)
+        self._shared_parks = SharedParks(settings, self._client, log)
         self._session = self._new_session(batch=0)
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
@@ -146,8 +143,13 @@ class Courier:
 
     def park(self, host: str, for_s: float) -> None:
         """Tell the fleet that a host asked to be left alone."""
-        self._parked.append((host, time.monotonic() + for_s))
+        self._shared_parks.park(host, for_s)
         self._work.set()
+
+    @property
+    def learnt(self) -> deque[tuple[str, float]]:
+        """Hosts that the fleet has parked, with the seconds that were left of it; the loop takes them out."""
+        return self._shared_parks.learnt
 
     def hold(self, why: str) -> None:
         """While there is a `why`, claim nothing, and give back what is not started."""
@@ -235,8 +237,8 @@ class Courier:
         self._watch_loop()
         if now >= self._beat_at:
             self._beat()
-        if self._parked:
-            self._share_parked()
+        if self._shared_parks.has_news:
+            self._shared_parks.exchange()
         if now >= self._upkeep_at:
             self._upkeep()
         if self._reports:
@@ -399,28 +401,7 @@ class Courier:
             self._reporter.publish(self._server_ms)
         except RedisUnavailable as error:  # out of memory, say: the work goes on without it
             self._log.debug("nothing published", error=str(error))
-        self._share_parked()
-
-    def _share_parked(self) -> None:
-        """Tell the fleet of the hosts that were parked here, and learn of all that are. Where that cannot be,
-        the work goes on: each worker then learns by being refused itself.
-        """
-        ends = [self._parked.popleft() for _ in range(len(self._parked))]
-        now = time.monotonic()
-        new = {host: end - now for host, end in ends if end > now}
-        try:
-            found = parked.exchange(self._client, self._keys, self._settings.redis, new)
-        except RedisUnavailable as error:
-            self._parked.extendleft(reversed(ends))
-            self._log.debug("parked hosts not shared", error=str(error))
-            return
-        except RedisUnusable as error:
-            if not self._cannot_share:
-                self._log.warning("parked hosts are not shared", error=str(error))
-            self._cannot_share = True
-            return
-        self._cannot_share = False
-        self.learnt.extend(found.items())
+        self._shared_parks.exchange()
 
     def _stats(self) -> SessionStats:
         return self._tally.stats(
