@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
-import msgspec
 import redis
 
 from dlconsole.errors import FencedError, RedisUnavailable
@@ -26,9 +25,10 @@ from dlconsole.model import SessionStats
 from dlconsole.services import checks, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
-from dlconsole.services.queue import Claimed, Retry, Session, new_session_id
+from dlconsole.services.queue import Claimed, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
+from dlconsole.workers.outbox import Outbox, Report
 from dlconsole.workers.reporter import Reporter
 from dlconsole.workers.shared_parks import SharedParks
 from dlconsole.workers.tally import Tally
@@ -43,17 +43,6 @@ _IDLE_CLAIM_S: Final = 0.5
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_WHY: Final = 300
 """Longest text of a heartbeat: a store's path can be of any length."""
-
-
-class Report(msgspec.Struct, frozen=True, gc=False):
-    """An attempt's end: the task's field, the session it was claimed in, and, where it failed or was put
-    off, either the error item or the retry.
-    """
-
-    field: str
-    epoch: int
-    error_item: bytes | None = None
-    retry: Retry | None = None
 
 
 class Ending(Enum):
@@ -99,8 +88,7 @@ class Courier:
         self._wake_loop = wake_loop
         self._fetching = fetching
         self._waiting = waiting
-        self._reports: deque[Report] = deque()
-        self._returns: deque[tuple[Claimed, int]] = deque()
+        self._outbox = Outbox(settings.worker.batch)
         self._held_up = ""
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
@@ -133,13 +121,13 @@ class Courier:
 
     def report(self, report: Report) -> None:
         """Say how a task ended."""
-        self._reports.append(report)
-        if len(self._reports) >= self._settings.worker.batch:
+        self._outbox.reports.append(report)
+        if self._outbox.has_batch:
             self._work.set()
 
     def give_back(self, claimed: Claimed, epoch: int) -> None:
         """Give one task back untouched, for another worker or a better time."""
-        self._returns.append((claimed, epoch))
+        self._outbox.returns.append((claimed, epoch))
 
     def park(self, host: str, for_s: float) -> None:
         """Tell the fleet that a host asked to be left alone."""
@@ -241,14 +229,14 @@ class Courier:
             self._shared_parks.exchange()
         if now >= self._upkeep_at:
             self._upkeep()
-        if self._reports:
+        if self._outbox.reports:
             self._flush()
-        if self._returns or (self._held_up and (self.tasks or self._solo is not None)):
+        if self._outbox.returns or (self._held_up and (self.tasks or self._solo is not None)):
             self._give_back()
         self._begin_solo()
         if self._wants_tasks() and now >= self._claim_at:
             self._claim()
-        if len(self._reports) >= self._settings.worker.batch:
+        if self._outbox.has_batch:
             return
         if self._wants_tasks():
             wait_s = min(LINGER_S, max(0.0, self._claim_at - time.monotonic()))
@@ -325,23 +313,8 @@ class Courier:
         self._reap_from = time.monotonic() + self._settings.worker.lease_s
 
     def _flush(self) -> None:
-        """Ack in batches. A batch leaves the deque only when its ack was answered; sent twice it
-        counts once.
-        """
         put_back = ended = 0
-        while self._reports:
-            taken = [self._reports[i] for i in range(min(len(self._reports), self._settings.worker.batch))]
-            reports = [report for report in taken if report.epoch == self.epoch]
-            retries = [report.retry for report in reports if report.retry is not None]
-            failed = [(r.field, r.error_item) for r in reports if r.error_item is not None]
-            stored = [r.field for r in reports if r.retry is None and r.error_item is None]
-            counted = self._session.ack(stored, failed, retries)
-            if counted.fenced:
-                raise FencedError(f"session {self._session.id}: its lease has run out")
-            for _ in taken:
-                self._reports.popleft()
-            for report in reports:
-                self._held.pop(report.field, None)
+        for counted in self._outbox.ack(self._session, self.epoch, self._held):
             put_back += counted.put_back
             ended += counted.stored + counted.failed
         if put_back and not ended:  # the queue may have nothing but such tasks
@@ -351,32 +324,25 @@ class Courier:
 
     def _give_back(self) -> None:
         """Return tasks to the queue: those that the loop handed back and, while downloads wait, those
-        that are not started. Sent twice, it moves nothing more.
+        that are not started.
         """
         if self._held_up:
             while self.tasks:
                 try:
-                    self._returns.append(self.tasks.popleft())
+                    self._outbox.returns.append(self.tasks.popleft())
                 except IndexError:  # the loop took the last one
                     break
             if self._solo is not None:
-                self._returns.append((self._solo, self.epoch))
+                self._outbox.returns.append((self._solo, self.epoch))
                 self._solo = None
-        taken = list(self._returns)
-        fields = [claimed.field for claimed, epoch in taken if epoch == self.epoch]
-        if fields:
-            self._session.give_back(fields)
-            for field in fields:
-                self._held.pop(field, None)
-        for _ in taken:
-            self._returns.popleft()
+        self._outbox.give_back(self._session, self.epoch, self._held)
 
     def _give_up(self) -> None:
         """Ack what is done and give back what was not started. What was being worked on stays with the
         session, whose death then counts for it: else a task that does this would do it for ever.
         """
         self._flush()
-        self._returns.extend(self._waiting())
+        self._outbox.returns.extend(self._waiting())
         self._held_up = self._held_up or "given up"
         self._give_back()
 
@@ -438,7 +404,7 @@ class Courier:
         self._log.info("session opened", session=self._session.id)
 
     def _close(self) -> None:
-        while self._reports:
+        while self._outbox.reports:
             self._flush()
         given_back = self._session.close()
         self._held.clear()
@@ -458,8 +424,7 @@ class Courier:
         self._lost.append((self._session, self._held))
         self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
         self.epoch += 1
-        self._reports.clear()
-        self._returns.clear()
+        self._outbox.clear()
         self._solo, self._solo_runs = None, False
         self._held = {}
         self._session = self._new_session(batch=self._session.batch)

@@ -17,7 +17,7 @@ from dlconsole.model import Failure, FailureKind, Outcome, Stored
 from dlconsole.services import hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
-from dlconsole.workers.courier import Courier, Ending, Report
+from dlconsole.workers.courier import Courier, Ending
 from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
 from dlconsole.workers.fetch.parks import REFUSALS, Parks
 from dlconsole.workers.fetch.turns import HostTurns
@@ -27,6 +27,7 @@ from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.hashes import digest_of, wanted_digest
 from dlconsole.workers.image_size import size_of
 from dlconsole.workers.images import is_whole, not_image, sniff
+from dlconsole.workers.outbox import Report
 from dlconsole.workers.tally import Tally
 from dlconsole.workers.verify import DecoderPool
 
