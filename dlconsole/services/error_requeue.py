@@ -21,13 +21,13 @@ import redis
 from dlconsole.errors import DlconsoleError
 from dlconsole.services import error_items, error_source, spool
 from dlconsole.services.connection import check_version, connect, translated
-from dlconsole.services.error_items import ErrorItem, Filter
+from dlconsole.services.error_items import Filter
 from dlconsole.services.error_source import ExportedFile, Line
 from dlconsole.services.hosts import host_name
 from dlconsole.services.keys import Keys
+from dlconsole.services.objects import SENTINEL
 from dlconsole.services.patience import Patience
 from dlconsole.services.permission import require_writable
-from dlconsole.services.queue import SENTINEL
 from dlconsole.services.scripts import script
 from dlconsole.services.spool import Drainer
 from dlconsole.settings import Settings
@@ -126,16 +126,12 @@ def _choose(items: Sequence[bytes], order: Order, report: RequeueReport) -> list
         if not order.chosen.matches(error):
             continue
         report.matched += 1
-        if _can_be_tried(error):
-            picked.append((index, error_items.task_again(error)))
+        item = error_items.task_again(error) if error.is_task else b""
+        if item and SENTINEL not in item:  # a legacy worker would stop at it
+            picked.append((index, item))
         else:
             report.not_tasks += 1
     return picked
-
-
-def _can_be_tried(error: ErrorItem) -> bool:
-    """Not where a legacy worker would take it for a stop sentinel."""
-    return error.is_task and SENTINEL not in error.raw
 
 
 def requeue(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> RequeueReport:
