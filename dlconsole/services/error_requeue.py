@@ -207,7 +207,7 @@ def _from_files(
             if picked := _choose_lines(block, order, report):
                 chunks = list(dict.fromkeys(line.chunk for line, _ in picked))
                 lines = _within(order, report, patience.call(_not_done, client, keys, url, picked, report))
-                report.requeued += patience.call(_push_lines, client, keys, url, chunks, lines)
+                report.requeued += _push_until_answered(patience, client, keys, url, chunks, lines)
             order.progress(report)
         if file.unfinished:
             report.unfinished.append(str(path))
@@ -215,6 +215,28 @@ def _from_files(
 
 def _within(order: Order, report: RequeueReport, picked: list[T]) -> list[T]:
     return picked if order.limit is None else picked[: order.limit - report.requeued]
+
+
+def _push_until_answered(
+    patience: Patience,
+    client: redis.Redis,
+    keys: Keys,
+    url: str,
+    chunks: Sequence[str],
+    lines: Sequence[tuple[Line, bytes]],
+) -> int:
+    """As `_push_lines`, until there is an answer. One that comes only to a repeated call does not say what
+    the calls before it did: as no line was requeued a moment before, it counts all.
+    """
+    calls = 0
+
+    def push() -> int:
+        nonlocal calls
+        calls += 1
+        moved = _push_lines(client, keys, url, chunks, lines)
+        return moved if calls == 1 else len(lines)
+
+    return patience.call(push)
 
 
 def _push_lines(
