@@ -12,7 +12,7 @@ from typing import Final
 from dlconsole.errors import BadPathError, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind, Outcome, Stored
-from dlconsole.services import hosts, retries
+from dlconsole.services import descriptors, hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending, Report
@@ -44,13 +44,14 @@ class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
     def __init__(self, settings: Settings, log: Logger, *, until_empty: bool = False) -> None:
-        """Raises StoreError where the store is none, ConfigError where a setting names nothing."""
+        """Raises ConfigError where a setting names nothing."""
         self._settings = settings
         self._log = log
-        self._store = Store(settings.worker.store_dir)
+        concurrency = settings.worker.concurrency
+        self._store = Store(settings.worker.store_dir, descriptors.folders(concurrency))
         self._guard = StoreGuard(settings.guard, self._store)
-        self._engine: Engine[_Item] = CurlEngine(settings.fetch, settings.worker.concurrency)
-        self._tally = Tally(hosts.host_name(settings), settings.worker.concurrency)
+        self._engine: Engine[_Item] = CurlEngine(settings.fetch, concurrency)
+        self._tally = Tally(hosts.host_name(settings), concurrency)
         self._courier = Courier(
             settings,
             self._tally,
@@ -58,6 +59,7 @@ class Downloader:
             until_empty=until_empty,
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
+            disk=lambda: self._guard.reading,
         )
         self._epoch = 0
         self._drain_by: float | None = None
@@ -72,10 +74,12 @@ class Downloader:
     def run(self) -> bool:
         """Work until the end; whether everything held was acked or given back.
 
-        Raises RedisUnusable where a person must act, or what else ended the courier.
+        Raises StoreError where the store is none, RedisUnusable where a person must act, or what else
+        ended the courier, which begins before the store is opened: that may hang as well.
         """
         self._courier.start()
         try:
+            self._guard.open()
             while not self._is_over():
                 self._courier.loop_moves()
                 if self._courier.epoch != self._epoch:
@@ -84,14 +88,18 @@ class Downloader:
                 self._fill()
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result.token, result.outcome)
+        except StoreError:  # at its opening: nothing was begun
+            raise
         except Exception:
             self._courier.abandon()
             raise
         finally:
             self._engine.cancel_all()
-            closed = self._courier.finish(within_s=_CLOSE_S)
-            self._engine.close()
-            self._store.close()
+            try:
+                self._store.close()  # while the courier still watches: it may hang
+            finally:
+                closed = self._courier.finish(within_s=_CLOSE_S)
+                self._engine.close()
         if self._courier.failure is not None:
             raise self._courier.failure
         self._log.info(

@@ -22,6 +22,7 @@ import pycurl
 
 from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
+from dlconsole.services import descriptors
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.engine import Fetched, Result
@@ -174,7 +175,7 @@ class CurlEngine(Generic[T]):
         self._timer_at: float | None = None
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
+        self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
         self._idle = list(self._all)
         self._idle_fds: set[int] = set()
