@@ -148,6 +148,8 @@ class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):
     ip: str
     at_ms: int
     store: str = ""
+    disk_at_ms: int = 0
+    """When the disk gave the figures that follow, by the server's clock: one that hangs keeps its last."""
     disk_total_bytes: int = 0
     disk_used_bytes: int = 0
     disk_free_bytes: int = 0
@@ -275,6 +277,8 @@ class RedisInfo:
     aof: bool = False
     role: str = "master"
     clients: int = 0
+    fsync: str = ""
+    """Its `appendfsync`; '' where that was not asked for, or may not be."""
     aof_ok: bool = True
 
 

@@ -137,6 +137,7 @@ def _summary_record(found: Summary, settings: Settings) -> dict[str, Any]:
         "counts": dict(found.counts.most_common(1000)),
         "groups": len(found.counts),
         "held": [asdict(holder) for holder in found.held],
+        "unfinished": found.unfinished,
     }
 
 
@@ -156,6 +157,12 @@ def _print_summary(found: Summary) -> None:
         print(f"  {f'{format_count(rest)} others':<{width}}  {format_count(others):>12}")
     for holder in found.held:
         print(_held_words(holder))
+    _print_unfinished(found.unfinished)
+
+
+def _print_unfinished(paths: Sequence[str]) -> None:
+    for path in paths:
+        print(f"{path}: the last line is unfinished (it has no newline); left out")
 
 
 def _held_words(holder: Holder) -> str:
@@ -304,8 +311,7 @@ def _print_requeue(report: RequeueReport, settings: Settings, *, dry_run: bool) 
         + "".join(f", {words}" for words in extra)
         + (" (stopped; the same command goes on)" if report.stopped else "")
     )
-    for path in report.unfinished:
-        print(f"{path}: the last line is unfinished (it has no newline); left out")
+    _print_unfinished(report.unfinished)
 
 
 # -- adopt ----------------------------------------------------------------------------------------

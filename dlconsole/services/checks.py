@@ -7,6 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import redis
+from redis.exceptions import ResponseError
+
 from dlconsole.model import RedisInfo
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.settings import Settings
@@ -25,8 +28,16 @@ class Finding:
     todo: str
 
 
-def redis_info(info: dict[str, Any]) -> RedisInfo:
-    """What we keep of an INFO reply."""
+def appendfsync(client: redis.Redis) -> str:
+    """When the server syncs its append-only file, which INFO does not say; '' where we may not ask."""
+    try:
+        return str(client.config_get("appendfsync").get("appendfsync", ""))
+    except ResponseError:
+        return ""
+
+
+def redis_info(info: dict[str, Any], fsync: str = "") -> RedisInfo:
+    """What we keep of an INFO reply, and of `appendfsync`."""
     return RedisInfo(
         version=str(info.get("valkey_version") or info.get("redis_version", "")),
         used_bytes=int(info.get("used_memory", 0)),
@@ -36,6 +47,7 @@ def redis_info(info: dict[str, Any]) -> RedisInfo:
         role=str(info.get("role", "master")),
         clients=int(info.get("connected_clients", 0)),
         aof_ok=info.get("aof_last_write_status", "ok") == "ok",
+        fsync=fsync,
     )
 
 
@@ -48,6 +60,9 @@ def findings(redis: RedisInfo) -> tuple[Finding, ...]:
     elif not redis.aof_ok:
         said = "Redis cannot write its append-only file"
         found.append(Finding("aof", said, "look at its log and its disk"))
+    if redis.aof and redis.fsync == "no":
+        said = "Redis leaves it to its system when its file is synced: a crash may lose half a minute"
+        found.append(Finding("fsync", said, "set 'appendfsync everysec'"))
     if redis.policy not in {"noeviction", ""}:
         said = f"Redis may throw the queue away when its memory is full (maxmemory-policy {redis.policy})"
         found.append(Finding("policy", said, "set 'maxmemory-policy noeviction'"))
@@ -65,5 +80,6 @@ def ask(settings: Settings) -> tuple[Finding, ...]:
     """The findings of the server that these settings name. Raises RedisUnavailable, RedisUnusable."""
     with translated(settings.redis), connect(settings.redis, name="dlconsole-checks") as client:
         info = client.info()
+        fsync = appendfsync(client)
     check_version(info, settings.redis)
-    return findings(redis_info(info))
+    return findings(redis_info(info, fsync))

@@ -11,8 +11,8 @@ import redis
 from dlconsole.errors import RedisUnavailable
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.keys import Keys
+from dlconsole.services.objects import SENTINEL
 from dlconsole.services.permission import require_writable
-from dlconsole.services.queue import SENTINEL
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 

@@ -8,6 +8,7 @@ that they do not flap.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,14 @@ class DiskUsage:
         return 100 * self.used_bytes / usable if usable else 100.0
 
 
+@dataclass(frozen=True, slots=True)
+class DiskReading:
+    """What a filesystem said at a moment of the monotonic clock."""
+
+    usage: DiskUsage
+    read_at: float
+
+
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists. Raises OSError where none can be seen."""
     folder = folder.absolute()
@@ -50,6 +59,11 @@ def usage_of(folder: Path) -> DiskUsage:
         inodes_total=stats.f_files,
         inodes_free=stats.f_favail,
     )
+
+
+def read_now(folder: Path) -> DiskReading:
+    """Ask the filesystem of `folder`, which may hang with it. Raises OSError."""
+    return DiskReading(usage_of(folder), time.monotonic())
 
 
 _SPARE_INODES: Final = 64

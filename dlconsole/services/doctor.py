@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import secrets
 import socket
 import stat
@@ -13,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import redis
 from redis.exceptions import ResponseError
 
 from dlconsole.errors import RedisError
 from dlconsole.model import RedisInfo
-from dlconsole.services import checks
+from dlconsole.services import checks, descriptors
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.disk import existing
 from dlconsole.services.embedded import EmbeddedRedis
@@ -29,6 +28,7 @@ from dlconsole.services.scripts import script
 from dlconsole.settings import Settings, mask_url
 from dlconsole.units import format_bytes, format_count
 
+T = TypeVar("T")
 Level = Literal["ok", "warning", "failure"]
 PINGS: Final = 200
 SLOW_MS: Final = 20.0
@@ -36,8 +36,7 @@ MAX_SKEW_S: Final = 2.0
 FREE_RATIO: Final = 0.05
 LOOKED_UP: Final = "example.com"
 _LOOKUP_S: Final = 5.0
-_SPARE_FILES: Final = 128
-"""Descriptors of a worker beside its fetches: store, Redis, log, libraries."""
+_DISK_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Check:
 def examine(settings: Settings, config: Path | None) -> Iterator[Check]:
     """Every check, each as soon as it is known; `config` is the settings file, if there is one."""
     yield from _redis(settings)
-    yield from _disk(settings.worker.store_dir)
+    yield from _disk_in_time(settings.worker.store_dir)
     yield _descriptors(settings)
     yield _dns()
     if config is not None:
@@ -74,9 +73,10 @@ def _redis(settings: Settings) -> Iterator[Check]:
     try:
         with translated(settings.redis), connect(settings.redis, name="dlconsole-doctor") as client:
             info = client.info()
-            yield Check("redis", "ok", f"{where} answers: {checks.redis_info(info).version}")
+            server = checks.redis_info(info, checks.appendfsync(client))
+            yield Check("redis", "ok", f"{where} answers: {server.version}")
             check_version(info, settings.redis)
-            yield from _server(checks.redis_info(info))
+            yield from _server(server)
             yield _scripts(client, info)
             yield _latency(client)
             yield _clock(client)
@@ -86,6 +86,7 @@ def _redis(settings: Settings) -> Iterator[Check]:
 
 _SERVER: Final[dict[str, tuple[Level, Callable[[RedisInfo], str]]]] = {
     "aof": ("warning", lambda _info: "an append-only file is kept, and written"),
+    "fsync": ("warning", lambda info: f"appendfsync is {info.fsync or 'not to be asked for'}"),
     "policy": ("failure", lambda info: f"maxmemory-policy is {info.policy or 'noeviction'}"),
     "role": ("failure", lambda _info: "it is a primary"),
     "memory": (
@@ -152,6 +153,24 @@ def _clock(client: redis.Redis) -> Check:
 # -- this host -------------------------------------------------------------------------------------
 
 
+def _within(limit_s: float, ask: Callable[[], T]) -> T | None:
+    """What it gives, or None after that time: for calls that cannot be given a deadline."""
+    answers: list[T] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return answers[0] if answers else None
+
+
+def _disk_in_time(store: Path) -> Iterator[Check]:
+    checks = _within(_DISK_S, lambda: list(_disk(store)))
+    if checks is not None:
+        yield from checks
+        return
+    said = f"{store}: no answer in {_DISK_S:.0f} s: its disk hangs"
+    yield Check("disk", "failure", said, "look for what its mount waits for, or name another store")
+
+
 def _disk(store: Path) -> Iterator[Check]:
     try:
         place = existing(store)
@@ -199,33 +218,33 @@ def _writing(place: Path) -> Check:
 
 
 def _descriptors(settings: Settings) -> Check:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * settings.worker.concurrency + _SPARE_FILES
-    said = f"{soft} open files allowed, {needed} wanted for {settings.worker.concurrency} fetches at once"
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    """Workers raise their own limit to the hard one, and fetch less at once where that is too low."""
+    fetches = settings.worker.concurrency
+    allowed, wanted = descriptors.most(), descriptors.wanted(fetches)
+    said = f"{allowed} open files allowed, {wanted} wanted for {fetches} fetches at once"
+    if allowed >= wanted:
         return Check("descriptors", "ok", said)
-    raised = f"ulimit -n {needed}" if hard >= needed else f"LimitNOFILE={needed} in its service"
-    return Check("descriptors", "failure", said, f"raise the limit ({raised}), or lower worker.concurrency")
+    todo = f"raise the hard limit (LimitNOFILE={wanted} in its service, ulimit -Hn {wanted})"
+    fewer = f"else a worker fetches {descriptors.affordable(fetches)} at once"
+    return Check("descriptors", "failure", said, f"{todo}; {fewer}")
 
 
 def _dns() -> Check:
-    """One lookup, nothing more. It cannot be given a deadline, so it has a thread of its own."""
-    answers: list[str] = []
+    """One lookup, nothing more."""
 
-    def look_up() -> None:
+    def look_up() -> str:
         try:
             socket.getaddrinfo(LOOKED_UP, 443, type=socket.SOCK_STREAM)
-            answers.append("")
         except OSError as error:
-            answers.append(error.strerror or str(error))
+            return error.strerror or str(error)
+        return ""
 
-    thread = threading.Thread(target=look_up, daemon=True)
     started = time.monotonic()
-    thread.start()
-    thread.join(_LOOKUP_S)
-    if answers == [""]:
+    why = _within(_LOOKUP_S, look_up)
+    if why == "":
         return Check("dns", "ok", f"{LOOKED_UP} found in {1000 * (time.monotonic() - started):.0f} ms")
-    why = answers[0] if answers else f"no answer in {_LOOKUP_S:.0f} s"
+    if why is None:
+        why = f"no answer in {_LOOKUP_S:.0f} s"
     said = f"{LOOKED_UP} is not found: {why}"
     return Check(
         "dns", "warning", said, "without a network, or behind a proxy that looks names up, no matter"

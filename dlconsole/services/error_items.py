@@ -5,16 +5,14 @@ Items of legacy workers are in the same list: they can be empty, not JSON, witho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from dlconsole.model import STATUS_NONE, FailureKind
-from dlconsole.services.queue import SENTINEL
+from dlconsole.services.objects import SENTINEL, is_json, read_object, write_object
+from dlconsole.services.queue import task_of
 from dlconsole.services.retries import HISTORY, without_history
 
 NO_ANSWER: Final = "no_answer"
@@ -29,9 +27,7 @@ status at all, the item is not a JSON object.
 
 _OURS: Final = frozenset(kind.value for kind in FailureKind)
 _MARK: Final = b', "status": '
-_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
-_ANY: Final = msgspec.json.Decoder()
-_NOT_JSON_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SAYS_WHAT_FAILED: Final = frozenset({"img_path", "img_url", "status", "error_msg"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +58,13 @@ class ErrorItem:
 
 def parse(raw: bytes) -> ErrorItem:
     """Any item of the error list, or any line of an exported file."""
-    try:
-        fields = _OBJECT.decode(raw)
-    except _NOT_JSON_ERRORS:
+    fields = read_object(raw)
+    if fields is None:
         return ErrorItem(raw, None, NOT_JSON, None, "")
-    url = fields.get("img_url")
-    is_task = isinstance(url, str) and isinstance(fields.get("img_path"), str)
+    task = task_of(fields)
     status = _status(fields.get("status"))
-    return ErrorItem(raw, fields, _kind(fields.get("error_msg"), status), status, str(url) if is_task else "")
+    kind = _kind(fields.get("error_msg"), status)
+    return ErrorItem(raw, fields, kind, status, "" if task is None else task.img_url)
 
 
 def _status(value: object) -> int | None:
@@ -91,27 +86,30 @@ def _kind(message: object, status: int | None) -> str:
 
 
 def is_sentinel(raw: bytes) -> bool:
-    """Whether it is a legacy stop sentinel that got among the errors, not an error that has its text."""
+    """Whether it is a legacy stop sentinel that got among the errors, not an error that has its text.
+
+    In doubt it is an error: a sentinel too many in a file does no harm, an error that is dropped is lost.
+    """
     if SENTINEL not in raw:
         return False
-    fields = parse(raw).fields
-    return fields is None or fields.keys().isdisjoint({"img_url", "status", "error_msg"})
+    fields = read_object(raw)
+    if fields is None:
+        return raw.strip(b" \t\r\n\"'") == SENTINEL
+    return fields.keys().isdisjoint(_SAYS_WHAT_FAILED)
 
 
 def lines(items: Iterable[bytes]) -> list[bytes]:
     """The lines of an exported file, newlines included; sentinels drop.
 
-    Valid JSON stays byte for byte, but for newlines between its tokens, which become spaces; anything
-    else is wrapped as `{"raw": …}`, bytes that are not UTF-8 as backslash escapes.
+    What Python's reader takes for JSON stays byte for byte, but for newlines between its tokens, which
+    become spaces; anything else is wrapped as `{"raw": …}`, bytes that are not UTF-8 as backslash escapes.
     """
     return [_line(raw) for raw in items if not is_sentinel(raw)]
 
 
 def _line(raw: bytes) -> bytes:
-    try:
-        _ANY.decode(raw)
-    except _NOT_JSON_ERRORS:
-        return json.dumps({"raw": raw.decode("utf-8", "backslashreplace")}).encode() + b"\n"
+    if not is_json(raw):
+        return write_object({"raw": raw.decode("utf-8", "backslashreplace")}) + b"\n"
     # Inside JSON's strings a newline is never bare, so these stand between tokens.
     return raw.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
 
@@ -130,7 +128,7 @@ def task_again(error: ErrorItem) -> bytes:
     history["requeued"] = (times if type(times) is int and 0 <= times < 10**6 else 0) + 1
     body = without_history(_without_failure(error.raw.strip(), fields))
     joint = b"" if body == b"{}" else b", "
-    return body[:-1] + joint + json.dumps({HISTORY: history}).encode()[1:]
+    return body[:-1] + joint + write_object({HISTORY: history})[1:]
 
 
 def _without_failure(body: bytes, fields: dict[str, Any]) -> bytes:
@@ -139,12 +137,9 @@ def _without_failure(body: bytes, fields: dict[str, Any]) -> bytes:
     if len(kept) == len(fields):
         return body
     head = body[: body.rfind(_MARK)] + b"}"
-    try:
-        if _MARK in body and _OBJECT.decode(head) == kept:
-            return head
-    except _NOT_JSON_ERRORS:
-        pass
-    return json.dumps(kept).encode()
+    if _MARK in body and read_object(head) == kept:
+        return head
+    return write_object(kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ import redis
 from dlconsole.errors import DlconsoleError
 from dlconsole.services import error_items, error_source, spool
 from dlconsole.services.connection import check_version, connect, translated
-from dlconsole.services.error_items import ErrorItem, Filter
+from dlconsole.services.error_items import Filter
 from dlconsole.services.error_source import ExportedFile, Line
 from dlconsole.services.hosts import host_name
 from dlconsole.services.keys import Keys
+from dlconsole.services.objects import SENTINEL
 from dlconsole.services.patience import Patience
 from dlconsole.services.permission import require_writable
-from dlconsole.services.queue import SENTINEL
 from dlconsole.services.scripts import script
 from dlconsole.services.spool import Drainer
 from dlconsole.settings import Settings
@@ -126,16 +126,12 @@ def _choose(items: Sequence[bytes], order: Order, report: RequeueReport) -> list
         if not order.chosen.matches(error):
             continue
         report.matched += 1
-        if _can_be_tried(error):
-            picked.append((index, error_items.task_again(error)))
+        item = error_items.task_again(error) if error.is_task else b""
+        if item and SENTINEL not in item:  # a legacy worker would stop at it
+            picked.append((index, item))
         else:
             report.not_tasks += 1
     return picked
-
-
-def _can_be_tried(error: ErrorItem) -> bool:
-    """Not where a legacy worker would take it for a stop sentinel."""
-    return error.is_task and SENTINEL not in error.raw
 
 
 def requeue(settings: Settings, order: Order, paths: Sequence[Path] = ()) -> RequeueReport:
@@ -211,7 +207,7 @@ def _from_files(
             if picked := _choose_lines(block, order, report):
                 chunks = list(dict.fromkeys(line.chunk for line, _ in picked))
                 lines = _within(order, report, patience.call(_not_done, client, keys, url, picked, report))
-                report.requeued += patience.call(_push_lines, client, keys, url, chunks, lines)
+                report.requeued += _push_until_answered(patience, client, keys, url, chunks, lines)
             order.progress(report)
         if file.unfinished:
             report.unfinished.append(str(path))
@@ -219,6 +215,28 @@ def _from_files(
 
 def _within(order: Order, report: RequeueReport, picked: list[T]) -> list[T]:
     return picked if order.limit is None else picked[: order.limit - report.requeued]
+
+
+def _push_until_answered(
+    patience: Patience,
+    client: redis.Redis,
+    keys: Keys,
+    url: str,
+    chunks: Sequence[str],
+    lines: Sequence[tuple[Line, bytes]],
+) -> int:
+    """As `_push_lines`, until there is an answer. One that comes only to a repeated call does not say what
+    the calls before it did: as no line was requeued a moment before, it counts all.
+    """
+    calls = 0
+
+    def push() -> int:
+        nonlocal calls
+        calls += 1
+        moved = _push_lines(client, keys, url, chunks, lines)
+        return moved if calls == 1 else len(lines)
+
+    return patience.call(push)
 
 
 def _push_lines(

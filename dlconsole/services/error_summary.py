@@ -25,7 +25,8 @@ NONE: Final = "-"
 @dataclass(slots=True)
 class Summary:
     """`read` of `total` errors were counted; `total` is None for files that were not read to their end.
-    `held` are drainers that took errors which are not in files yet.
+    `held` are drainers that took errors which are not in files yet; `unfinished` files that were read to
+    their end and whose last line has no newline yet; it was not counted.
     """
 
     by: By
@@ -33,6 +34,7 @@ class Summary:
     read: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     held: list[Holder] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
 
     @property
     def is_sample(self) -> bool:
@@ -56,17 +58,20 @@ def of_files(settings: Settings, paths: Sequence[Path], by: By) -> Summary:
     """Of exported files: their first `errors.sample` lines. Raises FeedError."""
     error_source.total_bytes(paths)
     summary = Summary(by)
-    lines = _all_lines(paths)
+    lines = _all_lines(paths, summary)
     _count(summary, islice(lines, settings.errors.sample))
     if next(lines, None) is None:
         summary.total = summary.read
     return summary
 
 
-def _all_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+def _all_lines(paths: Sequence[Path], summary: Summary) -> Iterator[bytes]:
     for path in paths:
-        for block in ExportedFile(path).blocks():
+        file = ExportedFile(path)
+        for block in file.blocks():
             yield from (line.raw for line in block)
+        if file.unfinished:
+            summary.unfinished.append(str(path))
 
 
 def _count(summary: Summary, items: Iterable[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,11 +12,19 @@ import psutil
 import redis
 
 from dlconsole.model import HostStats
-from dlconsole.services.disk import DiskUsage, existing, usage_of
+from dlconsole.services.disk import DiskReading
 from dlconsole.services.keys import LEGACY_DISK, Keys
 from dlconsole.settings import Settings
 
 GIB: Final = 2**30
+_DISK_FIELDS: Final = (
+    "disk_at_ms",
+    "disk_total_bytes",
+    "disk_used_bytes",
+    "disk_free_bytes",
+    "inodes_total",
+    "inodes_free",
+)
 _ANY_PUBLIC_ADDRESS: Final = ("192.0.2.1", 9)
 """TEST-NET-1 (RFC 5737): a UDP connect sends nothing, it only asks the routing table."""
 
@@ -49,23 +56,19 @@ def host_ip(settings: Settings) -> str:
 
 
 class HostSampler:
-    """Takes samples; speeds are over the time since the last one. `store` is the folder whose
-    filesystem is reported.
+    """Takes samples; speeds are over the time since the last one. Never asks the store's filesystem: that
+    may hang, and with it who asks.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._store = settings.worker.store_dir
-        self._disk = DiskUsage(0, 0, 0, 0, 0)
         self._ip = host_ip(settings)
         self._sent, self._received = _network_bytes()
         self._at = time.monotonic()
         psutil.cpu_percent()  # the first call has nothing to compare with
 
-    def sample(self, at_ms: int) -> HostStats:
-        """The host now; `at_ms` is the server's clock."""
-        with suppress(OSError):  # it cannot be asked for now: then what it said last
-            self._disk = usage_of(existing(self._store))
-        disk = self._disk
+    def sample(self, at_ms: int, disk: DiskReading | None) -> HostStats:
+        """The host now; `at_ms` is the server's clock, `disk` what its filesystem said last, if anything."""
         memory = psutil.virtual_memory()
         now = time.monotonic()
         elapsed_s = max(now - self._at, 1e-3)
@@ -74,11 +77,6 @@ class HostSampler:
             ip=self._ip,
             at_ms=at_ms,
             store=str(self._store.absolute()),
-            disk_total_bytes=disk.total_bytes,
-            disk_used_bytes=disk.used_bytes,
-            disk_free_bytes=disk.free_bytes,
-            inodes_total=disk.inodes_total,
-            inodes_free=disk.inodes_free,
             cpu_percent=psutil.cpu_percent(),
             cpus=psutil.cpu_count() or 0,
             mem_total_bytes=memory.total,
@@ -87,15 +85,38 @@ class HostSampler:
             net_recv_per_s=max(0, received - self._received) / elapsed_s,
         )
         self._sent, self._received, self._at = sent, received, now
-        return stats
+        if disk is None:
+            return stats
+        return msgspec.structs.replace(
+            stats,
+            disk_at_ms=at_ms - round(1000 * (now - disk.read_at)),
+            disk_total_bytes=disk.usage.total_bytes,
+            disk_used_bytes=disk.usage.used_bytes,
+            disk_free_bytes=disk.usage.free_bytes,
+            inodes_total=disk.usage.inodes_total,
+            inodes_free=disk.usage.inodes_free,
+        )
 
 
 def publish(client: redis.Redis, keys: Keys, name: str, stats: HostStats) -> None:
-    """Write the host's record, and its used GiB where legacy workers look for it."""
+    """Write the host's record, and its used GiB where legacy workers look for it. Where this process does
+    not know the disk (it has begun just now, or the disk hangs), what the host said before is kept.
+    """
+    if not stats.disk_at_ms:
+        stats = _with_last_disk(client, keys, name, stats)
     pipe = client.pipeline(transaction=False)
     pipe.hset(keys.hosts, name, msgspec.json.encode(stats))
     pipe.hset(LEGACY_DISK, stats.ip.replace(".", "_"), str(stats.disk_used_bytes // GIB))
     pipe.execute()
+
+
+def _with_last_disk(client: redis.Redis, keys: Keys, name: str, stats: HostStats) -> HostStats:
+    record = client.hget(keys.hosts, name)
+    try:
+        last = msgspec.json.decode(record or b"", type=HostStats)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # there is none, or it is not ours
+        return stats
+    return msgspec.structs.replace(stats, **{field: getattr(last, field) for field in _DISK_FIELDS})
 
 
 def _network_bytes() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from string import Formatter
 from typing import Final
 from urllib.parse import urlsplit
 
-from dlconsole.services.queue import SENTINEL
+from dlconsole.services.objects import SENTINEL
 from dlconsole.settings import Settings
 
 MAX_SAMPLES: Final = 10

@@ -8,7 +8,6 @@ caller simply calls again with the same arguments. Errors of the server come as 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 from collections.abc import Container, Iterable, Sequence
@@ -22,11 +21,8 @@ from dlconsole.errors import FencedError
 from dlconsole.model import STATUS_NONE, Failure, SessionStats, Task
 from dlconsole.services.connection import translated
 from dlconsole.services.keys import Keys
-from dlconsole.services.objects import read_object
+from dlconsole.services.objects import read_object, write_object
 from dlconsole.services.scripts import script
-
-SENTINEL: Final = b"stop_this_task"
-"""What a legacy list item contains that tells one worker to stop."""
 
 MAX_DEATHS: Final = 3
 """An item whose sessions died this often goes to the error list; one less and it is worked on alone."""
@@ -100,7 +96,11 @@ def decode_task(raw: bytes) -> Task | None:
     try:
         return _TASK.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
-        fields = read_object(raw) or {}
+        return task_of(read_object(raw) or {})
+
+
+def task_of(fields: dict[str, Any]) -> Task | None:
+    """The task that an object is, or None where it is none; any text can be in it that can be UTF-8."""
     path, url = fields.get("img_path"), fields.get("img_url")
     if not (isinstance(path, str) and isinstance(url, str)):
         return None
@@ -123,11 +123,11 @@ def error_item(raw: bytes, failure: Failure) -> bytes:
     body = raw.strip()
     fields = read_object(body)
     if fields is None:
-        return json.dumps({"raw": raw.decode("utf-8", "backslashreplace")} | tail).encode()
+        return write_object({"raw": raw.decode("utf-8", "backslashreplace")} | tail)
     if fields.keys().isdisjoint(tail):  # the usual case: keep every byte of the task
         joint = b", " if fields else b""
-        return body[:-1] + joint + json.dumps(tail).encode()[1:]
-    return json.dumps(fields | tail).encode()
+        return body[:-1] + joint + write_object(tail)[1:]
+    return write_object(fields | tail)
 
 
 class Session:

@@ -6,12 +6,11 @@ is drawn from 0 to `base * 2**(n-1)`. A server's Retry-After is the least that i
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any, Final
 
 from dlconsole.model import STATUS_NONE, Failure
-from dlconsole.services.objects import read_object
+from dlconsole.services.objects import read_object, write_object
 from dlconsole.settings import RetrySettings
 
 HISTORY: Final = "_retry"
@@ -54,7 +53,7 @@ def with_history(raw: bytes, attempt: int, failure: Failure) -> bytes:
         history |= _requeued(body)
         body = without_history(body)
     joint = b"" if body == b"{}" else b", "
-    return body[:-1] + joint + json.dumps({HISTORY: history}).encode()[1:]
+    return body[:-1] + joint + write_object({HISTORY: history})[1:]
 
 
 def _requeued(body: bytes) -> dict[str, Any]:
@@ -73,4 +72,4 @@ def without_history(body: bytes) -> bytes:
     head = body[: body.rfind(_MARK)] + b"}"
     if _MARK in body and read_object(head) == fields:
         return head
-    return json.dumps(fields).encode()
+    return write_object(fields)

@@ -28,6 +28,7 @@ between costs more page faults than all checks of a picture together.
 """
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
+_KILL_S: Final = 5.0
 _HEALTHY_S: Final = 60.0
 """A worker that lived this long died of something new: the delays begin anew."""
 
@@ -120,8 +121,19 @@ class WorkerGroup:
             except subprocess.TimeoutExpired:
                 self._log.warning("worker killed: it did not stop in time", pid=slot.process.pid)
                 slot.process.kill()
-                slot.process.wait()
+                self._wait_for_killed(slot, slot.process)
             self._look_at(slot)
+
+    def _wait_for_killed(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
+        """Not for ever: in a call to a disk that hangs, the kernel may keep a killed process."""
+        try:
+            process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            self._log.error(
+                "a killed worker stays: the kernel holds it in a call to a disk that hangs", pid=process.pid
+            )
+            slot.process = None
+            slot.ended = self.failed = True
 
     def _start(self, slot: _Slot) -> None:
         # S603: the arguments are our own; no shell.

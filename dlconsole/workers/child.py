@@ -20,6 +20,7 @@ import msgspec
 
 from dlconsole import log
 from dlconsole.errors import DlconsoleError
+from dlconsole.services import descriptors
 from dlconsole.services.supervisor import EXIT_UNUSABLE, Order, stop_signals
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
@@ -37,6 +38,7 @@ def main() -> int:
     # Not even a folder is made for a supervisor that is gone: it may have cleaned up already.
     if select.select([0], [], [], 0)[0] and not os.read(0, 1):
         return 0
+    settings = _within_limits(settings, logger)
     try:
         downloader = Downloader(settings, logger, until_empty=order.until_empty)
     except DlconsoleError as error:
@@ -55,6 +57,23 @@ def main() -> int:
     except Exception:
         logger.exception("worker failed")
         return 1
+
+
+def _within_limits(settings: Settings, logger: log.Logger) -> Settings:
+    """With as many fetches at once as the limit on open files allows, raised as far as it may be."""
+    descriptors.raise_limit()
+    worker = settings.worker
+    concurrency = descriptors.affordable(worker.concurrency)
+    if concurrency == worker.concurrency:
+        return settings
+    logger.warning(
+        "fewer fetches at once: too few files may be open",
+        fetches=concurrency,
+        instead_of=worker.concurrency,
+        allowed=descriptors.most(),
+        todo=f"raise the limit to {descriptors.wanted(worker.concurrency)} (LimitNOFILE= in its service)",
+    )
+    return settings.model_copy(update={"worker": worker.model_copy(update={"concurrency": concurrency})})
 
 
 def _stop_on_signals(downloader: Downloader) -> None:

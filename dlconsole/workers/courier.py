@@ -24,6 +24,7 @@ from dlconsole.log import Logger
 from dlconsole.model import SessionStats
 from dlconsole.services import checks, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
+from dlconsole.services.disk import DiskReading
 from dlconsole.services.keys import Keys
 from dlconsole.services.queue import Claimed, Session, new_session_id
 from dlconsole.services.scripts import script
@@ -32,15 +33,14 @@ from dlconsole.workers.outbox import Outbox, Report
 from dlconsole.workers.reporter import Reporter
 from dlconsole.workers.shared_parks import SharedParks
 from dlconsole.workers.tally import Tally
-from dlconsole.workers.watchdog import Thread, Watchdog
+from dlconsole.workers.watchdog import EXIT_STALLED, Thread, Watchdog
 
-EXIT_STALLED: Final = 4
-"""Exit status of a worker that gave itself up; its supervisor replaces it."""
 LINGER_S: Final = 0.1
 """How long a report may wait for others to share its ack."""
 _IDLE_CLAIM_S: Final = 0.5
 """How long to wait before asking an empty or paused queue again."""
 _MAX_BACKOFF_S: Final = 5.0
+_OPENING: Final = "the store is not open yet"
 _MAX_WHY: Final = 300
 """Longest text of a heartbeat: a store's path can be of any length."""
 
@@ -56,7 +56,10 @@ class Ending(Enum):
 
 
 class Courier:
-    """See above. The fetch loop takes from `tasks`, calls `report`, and reads `ending`."""
+    """See above. The fetch loop takes from `tasks`, calls `report`, and reads `ending`. Nothing is claimed
+    before its first `hold`, which says how the store is. Nothing here may ask the store's disk, which may
+    hang: who watches the fetch loop would then hang with it.
+    """
 
     def __init__(
         self,
@@ -68,9 +71,10 @@ class Courier:
         wake_loop: Callable[[], None],
         fetching: Callable[[], int],
         waiting: Callable[[], Sequence[tuple[Claimed, int]]],
+        disk: Callable[[], DiskReading | None],
     ) -> None:
         """`wake_loop` ends a poll that waits; `fetching` is how many fetches run; `waiting` are the tasks
-        that the loop has taken and not started, each with its epoch.
+        that the loop has taken and not started, each with its epoch; `disk` is the store's last reading.
         """
         self.tasks: deque[tuple[Claimed, int]] = deque()
         """What is to be fetched, each with the epoch that it was claimed in."""
@@ -89,7 +93,7 @@ class Courier:
         self._fetching = fetching
         self._waiting = waiting
         self._outbox = Outbox(settings.worker.batch)
-        self._held_up = ""
+        self._held_up = _OPENING
         self._watchdog = Watchdog(settings.guard.stall_s)
         self._work = threading.Event()
         self._close_by: float | None = None
@@ -110,7 +114,7 @@ class Courier:
         self._heartbeat_s = min(settings.worker.heartbeat_s, settings.worker.lease_s / 3)
         name = f"dlconsole-worker-{hosts.host_name(settings)}"[:120]
         self._client: redis.Redis = connect(settings.redis, name=name)
-        self._reporter = Reporter(settings, self._client, log)
+        self._reporter = Reporter(settings, self._client, log, disk)
         self._shared_parks = SharedParks(settings, self._client, log)
         self._session = self._new_session(batch=0)
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -118,6 +122,7 @@ class Courier:
     def start(self) -> None:
         """Begin; the first session is opened by the thread."""
         self._thread.start()
+        self._watchdog.start_sentry()
 
     def report(self, report: Report) -> None:
         """Say how a task ended."""
@@ -145,9 +150,10 @@ class Courier:
             return
         if why:
             self._log.error("downloads wait for the store", why=why)
-        else:
+        elif self._held_up != _OPENING:
             self._log.info("the store is well again")
         self._held_up = why
+        self._beat_at = 0.0  # the fleet is told at once
         self._work.set()
 
     def loop_moves(self) -> None:
@@ -177,6 +183,7 @@ class Courier:
         self._work.set()
         self._thread.join(within_s + 15)
         self._client.close()
+        self._watchdog.end_sentry()
         return self._closed
 
     # -- the thread ------------------------------------------------------------------------
@@ -386,8 +393,9 @@ class Courier:
     def _open(self) -> None:
         with translated(self._settings.redis):
             info = self._client.info()
+            fsync = checks.appendfsync(self._client)
         check_version(info, self._settings.redis)
-        for finding in checks.findings(checks.redis_info(info)):
+        for finding in checks.findings(checks.redis_info(info, fsync)):
             self._log.warning(finding.said, todo=finding.todo)
         if info.get("uptime_in_seconds", 0) < self._settings.worker.lease_s:
             self._let_others_come_back()

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from dlconsole.errors import BadPathError, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind, Outcome, Stored
-from dlconsole.services import hosts, retries
+from dlconsole.services import descriptors, hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending
@@ -78,10 +78,11 @@ class Downloader:
     """Runs until stopped, until the queue is empty, or until a legacy sentinel ends it."""
 
     def __init__(self, settings: Settings, log: Logger, *, until_empty: bool = False) -> None:
-        """Raises StoreError where the store is none, ConfigError where a setting names nothing."""
+        """Raises ConfigError where a setting names nothing."""
         self._settings = settings
         self._log = log
-        self._store = Store(settings.worker.store_dir)
+        concurrency = settings.worker.concurrency
+        self._store = Store(settings.worker.store_dir, descriptors.folders(concurrency))
         self._guard = StoreGuard(settings.guard, self._store)
         self._parks = Parks(settings.fetch, settings.retry)
         self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
@@ -96,6 +97,7 @@ class Downloader:
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
             waiting=lambda: [(item.claimed, item.epoch) for item in self._turns.peek()],
+            disk=lambda: self._guard.reading,
         )
         self._decoders: DecoderPool[_Picture] | None = None
         if settings.worker.verify == "decode":
@@ -113,12 +115,14 @@ class Downloader:
     def run(self) -> bool:
         """Work until the end; whether everything held was acked or given back.
 
-        Raises RedisUnusable or ConfigError where a person must act, or what else ended the courier.
+        Raises StoreError where the store is none, RedisUnusable or ConfigError where a person must act, or
+        what else ended the courier, which begins before the store is opened: that may hang as well.
         """
         if self._decoders is not None:
             self._decoders.start()
         self._courier.start()
         try:
+            self._guard.open()
             while not self._is_over():
                 self._courier.loop_moves()
                 if self._courier.epoch != self._epoch:
@@ -131,6 +135,8 @@ class Downloader:
                 if self._decoders is not None:
                     for picture, failure in self._decoders.take():
                         self._finish(picture.item, failure or picture)
+        except StoreError:  # at its opening: nothing was begun
+            raise
         except Exception:
             self._courier.abandon()
             raise
@@ -138,9 +144,11 @@ class Downloader:
             self._engine.cancel_all()
             if self._decoders is not None:
                 self._decoders.close()
-            closed = self._courier.finish(within_s=_CLOSE_S)
-            self._engine.close()
-            self._store.close()
+            try:
+                self._store.close()  # while the courier still watches: it may hang
+            finally:
+                closed = self._courier.finish(within_s=_CLOSE_S)
+                self._engine.close()
         if self._courier.failure is not None:
             raise self._courier.failure
         self._log.info(

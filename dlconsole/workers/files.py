@@ -29,9 +29,9 @@ MISMATCHED: Final = ".dlconsole-mismatched"
 """Folder in the root for bodies that are not what their task's hash says, where they are to be kept."""
 MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
-_OPEN_FOLDERS: Final = 512
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+_TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST})
 
 
@@ -90,8 +90,10 @@ class Store:
     mounted; whatever is done next opens it anew.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, most_open: int = 512) -> None:
+        """`most_open` folders are kept open, or as many as turn out to be possible."""
         self.root = root
+        self._most_open = most_open
         self._device: int | None = None
         """The filesystem it was last opened on; None before that."""
         self._tree: _Tree | None = None
@@ -125,7 +127,12 @@ class Store:
         """
         tree = self._opened()
         try:
-            tree.write(place, data)
+            try:
+                tree.write(place, data)
+            except OSError as error:
+                if error.errno not in _TOO_MANY_OPEN or not tree.close_folders():
+                    raise
+                tree.write(place, data)
         except OSError as error:
             if error.errno in _BAD_PATH:
                 where = f"{place.folder}/{place.name}"[:200]
@@ -161,7 +168,7 @@ class Store:
         root_fd = os.open(real_root, _FOLDER_FLAGS)
         try:
             self._device = self._own_device(root_fd)
-            return _Tree(real_root, root_fd, self._device)
+            return _Tree(real_root, root_fd, self._device, self._most_open)
         except BaseException:
             os.close(root_fd)
             raise
@@ -189,11 +196,12 @@ class _Tree:
     inside the root is followed.
     """
 
-    def __init__(self, real_root: str, root_fd: int, device: int) -> None:
+    def __init__(self, real_root: str, root_fd: int, device: int, most_open: int) -> None:
         """Sweeps what killed sessions left. Raises OSError, as all here does where the disk fails."""
         self.root_fd = root_fd
         self._real_root = real_root
         self._device = device
+        self._most_open = most_open
         self._partial = _PartialFolder(root_fd)
         self._folders: OrderedDict[str, _Folder] = OrderedDict()
         self._count = 0
@@ -228,9 +236,19 @@ class _Tree:
         finally:
             os.unlink("trial", dir_fd=self._partial.fd)
 
-    def close(self) -> None:
+    def close_folders(self) -> bool:
+        """There are too many open files: keep none of the folders open, and fewer from now on. Whether that
+        makes room.
+        """
+        count = len(self._folders)
         for folder in self._folders.values():
             os.close(folder.fd)
+        self._folders.clear()
+        self._most_open = max(1, count // 2)
+        return count > 0
+
+    def close(self) -> None:
+        self.close_folders()
         self._partial.close()
         os.close(self.root_fd)
 
@@ -242,7 +260,7 @@ class _Tree:
         fd = self._open_folder(path)
         same_device = os.fstat(fd).st_dev == self._device
         folder = self._folders[path] = _Folder(fd, self._partial.fd if same_device else fd)
-        if len(self._folders) > _OPEN_FOLDERS:
+        if len(self._folders) > self._most_open:
             os.close(self._folders.popitem(last=False)[1].fd)
         return folder
 

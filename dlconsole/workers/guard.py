@@ -9,12 +9,21 @@ from collections.abc import Callable
 from typing import Final
 
 from dlconsole.errors import StoreError
-from dlconsole.services.disk import DiskGuard, usage_of
+from dlconsole.services.disk import DiskGuard, DiskReading, read_now
 from dlconsole.settings import GuardSettings
 from dlconsole.workers.files import Store
 
 _HEALS: Final = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ECONNABORTED,
+        errno.ETIMEDOUT,
+    }
 )
 """What a store says at the start that may be well later; anything else a person must mend."""
 _TRIAL_BYTES: Final = 2**20
@@ -34,9 +43,10 @@ class StoreGuard:
     def __init__(
         self, settings: GuardSettings, store: Store, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open the store, or wait for it. Raises StoreError where waiting is of no use."""
         self.why = ""
         """Why nothing may be started now; '' while the store is well."""
+        self.reading: DiskReading | None = None
+        """What the filesystem said last, for who must not ask it: that may hang."""
         self._store = store
         self._disk = DiskGuard(settings)
         self._clock = clock
@@ -49,8 +59,11 @@ class StoreGuard:
         self._trial_at = 0.0
         self._trial_bytes = _TRIAL_BYTES
         self._well_since = clock()
+
+    def open(self) -> None:
+        """Open the store, or wait for it. Raises StoreError where waiting is of no use."""
         try:
-            store.open()
+            self._store.open()
         except StoreError as error:
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _HEALS:
                 raise
@@ -86,7 +99,8 @@ class StoreGuard:
         else:
             self._store.check()
         try:
-            full = self._disk.look(usage_of(self._store.root))
+            self.reading = read_now(self._store.root)
+            full = self._disk.look(self.reading.usage)
         except OSError as error:
             full = "" if self._failure else f"store {self._store.root}: {error.strerror}"
         return f"{self._failure} ({full})" if self._failure and full else self._failure or full

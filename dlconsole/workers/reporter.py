@@ -4,6 +4,7 @@ history.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -13,6 +14,7 @@ from dlconsole.log import Logger
 from dlconsole.model import HistoryPoint, SessionStats
 from dlconsole.services import history, hosts
 from dlconsole.services.connection import translated
+from dlconsole.services.disk import DiskReading
 from dlconsole.services.keys import Keys
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
@@ -24,18 +26,26 @@ _MAX_SUMMED: Final = 2000
 class Reporter:
     """For the courier's thread, at each heartbeat."""
 
-    def __init__(self, settings: Settings, client: redis.Redis, log: Logger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.Redis,
+        log: Logger,
+        disk: Callable[[], DiskReading | None],
+    ) -> None:
+        """`disk` gives what the store's filesystem said last, without asking it."""
         self.host = hosts.host_name(settings)
         """The name this host goes by."""
         self._url = settings.redis
         self._keys = Keys(settings.dataset)
         self._client = client
         self._log = log
+        self._disk = disk
         self._sampler = hosts.HostSampler(settings)
 
     def publish(self, server_ms: int) -> None:
         """Write the host's record and, in turn, a history point. Raises RedisUnavailable, RedisUnusable."""
-        sample = self._sampler.sample(server_ms)
+        sample = self._sampler.sample(server_ms, self._disk())
         with translated(self._url):
             hosts.publish(self._client, self._keys, self.host, sample)
             if self._client.set(self._keys.history_turn, b"1", nx=True, px=history.PERIOD_MS):
@@ -43,7 +53,7 @@ class Reporter:
 
     def say_goodbye(self, server_ms: int) -> None:
         """The session ends in order: unless another one of this host goes on, its silence is meant."""
-        sample = self._sampler.sample(server_ms)
+        sample = self._sampler.sample(server_ms, self._disk())
         with translated(self._url):
             hosts.publish(self._client, self._keys, self.host, msgspec.structs.replace(sample, ended=True))
 

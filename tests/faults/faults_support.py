@@ -57,6 +57,8 @@ class Fleet:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.store = folder / "store"
+        self.under: tuple[str, ...] = ()
+        """A command that runs the supervisors, such as prlimit(1)."""
         self._url = url
         self._log = folder / "workers.log"
         self._supervisors: list[subprocess.Popen[bytes]] = []
@@ -79,7 +81,16 @@ class Fleet:
         variables = {f"DLCONSOLE_{name}": value for name, value in (defaults | settings).items()}
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dlconsole", "--worker", "--store", str(self.store), *arguments],
+                [
+                    *self.under,
+                    sys.executable,
+                    "-m",
+                    "dlconsole",
+                    "--worker",
+                    "--store",
+                    str(self.store),
+                    *arguments,
+                ],
                 env=os.environ | variables,
                 stdout=log,
                 stderr=log,

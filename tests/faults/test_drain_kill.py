@@ -19,12 +19,15 @@ from typing import Any, Self
 import pytest
 import redis
 from drains import Do, error, leftovers, until, written
+from redis.connection import parse_url
+from wire import Fault, Strikes, Wire
 
-from dlconsole.services import error_export
+from dlconsole.services import error_export, error_requeue
 from dlconsole.services.connection import connect
-from dlconsole.services.error_items import parse, task_again
+from dlconsole.services.error_items import Filter, parse, task_again
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
+from dlconsole.settings import Settings
 
 KEYS = Keys("ds")
 ITEMS = [error(i) for i in range(7)]
@@ -181,7 +184,7 @@ class Neighbour:
     """An export of this process that takes its home first, and works when told to."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = error_export.Settings.model_validate(settings)
+        self._settings = Settings.model_validate(settings)
         self._go = threading.Event()
         self._home = threading.Event()
 
@@ -259,6 +262,22 @@ def test_a_requeue_from_files_killed_at_any_step_doubles_no_line(
         assert again["requeued"] + again["already"] == len(ITEMS) + 2 + len(others)
         assert sorted(redis_client.lrange(KEYS.task, 0, -1)) == expected, at
         assert redis_client.get(KEYS.failed) == b"0"
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
+def test_a_requeue_from_files_whose_call_or_reply_is_lost_requeues_no_more_than_it_may(
+    fault: Fault, redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = tmp_path / "errors"
+    path.write_bytes(b"".join(error(i) + b"\n" for i in range(2500)))
+    strikes = Strikes("requeue_lines", fault, {1, 3})
+    said: list[str] = []
+    order = error_requeue.Order(Filter(), threading.Event(), said.append, lambda _report: None, 1500)
+    with Wire(parse_url(redis_url)["path"], strikes) as wire:
+        settings = Settings.model_validate({"redis": wire.url, "dataset": "ds"})
+        report = error_requeue.requeue(settings, order, [path])
+    assert not strikes.left and said.count("Redis is back") == 2
+    assert report.requeued == redis_client.llen(KEYS.task) == 1500
 
 
 # -- several at once ------------------------------------------------------------------------------

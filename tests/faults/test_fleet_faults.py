@@ -165,3 +165,36 @@ def hold_thread(thread_id: int) -> None:
     for request in (0x4206, 0x4207):
         if libc.ptrace(request, thread_id, None, None):
             pytest.skip(f"threads cannot be traced here: {os.strerror(ctypes.get_errno())}")
+
+
+@pytest.mark.parametrize(("limit", "concurrency", "folders"), [(256, 64, 1000), (640, 256, 700)])
+def test_too_few_open_files_make_a_worker_slower_and_nothing_fails(
+    limit: int, concurrency: int, folders: int, fleet: Fleet, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """More folders and fetches than may be open: neither a task nor the store is to blame."""
+    feed(client, [in_folder(web, i, folders) for i in range(3000)])
+    fleet.under = ("prlimit", f"--nofile={limit}:{limit}")
+    worker = fleet.start("--until-empty", "--concurrency", str(concurrency), WORKER__BATCH="500")
+    assert worker.wait(120) == 0
+    now = assert_nothing_lost_or_doubled(client, fleet, 3000)
+    assert (now["stored"], now["failed"]) == (3000, 0)
+    assert any(e["event"].startswith("fewer fetches at once") for e in fleet.events)
+    assert not any(e["event"] == "downloads wait for the store" for e in fleet.events)
+
+
+def test_a_worker_raises_its_limit_of_open_files_as_far_as_it_may(
+    fleet: Fleet, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    feed(client, [item(web, i) for i in range(10)])
+    fleet.under = ("prlimit", "--nofile=128:4000")
+    fleet.start("--concurrency", "64")
+    until(lambda: is_done(client))
+    (worker,) = fleet.workers
+    assert worker.rlimit(psutil.RLIMIT_NOFILE) == (4000, 4000)
+    assert fleet.stop() == [0]
+    assert not any(e["event"].startswith("fewer fetches at once") for e in fleet.events)
+
+
+def in_folder(web: SimulatedWeb, i: int, folders: int) -> bytes:
+    path = f"/ds/{i % folders:04}/{i}.jpg"
+    return json.dumps({"img_path": path, "img_url": f"http://{web.address}/as/good/{i}", "n": i}).encode()

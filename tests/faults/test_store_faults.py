@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -24,6 +25,7 @@ from faults_support import (
     item,
     until,
 )
+from hung_disk import HungDisk
 
 from dlconsole.demo.web import SimulatedWeb
 from dlconsole.services.private_redis import PrivateRedis
@@ -249,3 +251,56 @@ def test_a_store_that_is_removed_is_waited_for_until_it_is_back(
     assert len(fleet.files) == 40 - before
     assert unfinished(fleet) == []
     assert not any(e["event"] in {"worker ended hard", "worker failed"} for e in fleet.events)
+
+
+def test_a_disk_that_hangs_costs_a_worker_its_lease_and_no_task(
+    fleet: Fleet, client: redis.Redis, server: PrivateRedis, web: SimulatedWeb
+) -> None:
+    """Every call to it hangs, `stat` and `statvfs` as well. The worker's successors wait for it too, and say so."""
+    feed(client, [item(web, i, "slow") for i in range(60)])
+    fleet.store.mkdir()
+    fleet.start("--concurrency", "4", GUARD__STALL_S="15", WORKER__HOST_NAME="web-1")
+    until(lambda: counts(client)["stored"] >= 5)
+    until(lambda: host(client)["disk_total_bytes"])
+    (session,) = client.zrange(KEYS.lease, 0, -1)
+    (worker,) = fleet.workers
+    with HungDisk(fleet.store):
+        until(lambda: any(e.get("cause") == "exit status 4" for e in fleet.events))
+        assert any(e["event"] == "the fetch loop has stalled; giving up" for e in fleet.events)
+        until(lambda: [w for w in fleet.workers if w.pid != worker.pid])
+        until(lambda: client.zscore(KEYS.lease, session) is None)
+        until(lambda: waiting_for(client) == {"the store is not open yet"})
+        seen = host(client)
+        until(lambda: host(client)["at_ms"] > seen["at_ms"] + 1000)
+        now = host(client)
+        assert now["disk_total_bytes"] == seen["disk_total_bytes"] > 0
+        assert now["disk_at_ms"] == seen["disk_at_ms"] < now["at_ms"] - 10_000
+        words = ["doctor", "--store", str(fleet.store), "--redis", server.url]
+        doctor = subprocess.run(
+            [sys.executable, "-m", "dlconsole", *words], capture_output=True, check=False, timeout=60
+        )
+        assert doctor.returncode == 1 and b"its disk hangs" in doctor.stdout
+    until(lambda: is_done(client))
+    assert fleet.stop() == [0]
+    assert assert_nothing_lost_or_doubled(client, fleet, 60)["failed"] == 0
+
+
+def host(client: redis.Redis) -> dict[str, Any]:
+    """What the only host says of itself."""
+    (record,) = client.hvals(KEYS.hosts)
+    return {"disk_total_bytes": 0} | json.loads(record)
+
+
+def test_a_worker_that_cannot_even_be_killed_does_not_keep_its_supervisor(
+    fleet: Fleet, client: redis.Redis, web: SimulatedWeb
+) -> None:
+    """The kernel holds it in a call to a disk that hangs; here it is the call that opens the store."""
+    feed(client, [item(web, i) for i in range(20)])
+    fleet.store.mkdir()
+    with HungDisk(fleet.store) as disk:
+        fleet.start(WORKER__DRAIN_S="0.5")
+        until(lambda: waiting_for(client) == {"the store is not open yet"})
+        disk.take_request()
+        assert fleet.stop() == [1]
+        assert any(e["event"].startswith("a killed worker stays") for e in fleet.events)
+    assert counts(client)["queued"] == 20

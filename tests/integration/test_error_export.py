@@ -49,6 +49,16 @@ def written(settings: Settings) -> list[bytes]:
     ]
 
 
+ODD_COLUMNS = [b'"caf\\ud83d"', b"NaN", b"-Infinity", b"1e400", b"1" * 5000]
+"""What Python's json writes and reads, and stricter readers refuse."""
+
+
+def odd_error(column: bytes, url: bytes = b"http://h0.example/1") -> bytes:
+    """An error of a task with such a column."""
+    task = b'{"img_path": "/a", "img_url": "' + url + b'", "c": ' + column
+    return task + b', "status": 404, "error_msg": "http_status: HTTP 404"}'
+
+
 def drainer(settings: Settings, client: redis.Redis, name: str = "h-1", kind: str = spool.EXPORT) -> Drainer:
     found = Drainer(client, KEYS, name, url=settings.redis)
     found.enlist(kind, "h", "/gone")
@@ -74,6 +84,9 @@ def run(settings: Settings, *words: str) -> int:
         (b"two\nlines", b'{"raw": "two\\nlines"}'),
         (b"\xff\x00", b'{"raw": "\\\\xff\\u0000"}'),
         (b"5", b"5"),
+        *((odd_error(column), odd_error(column)) for column in ODD_COLUMNS),
+        (b'"\\udc00"', b'"\\udc00"'),
+        (b'{"a": "\xff"}', b'{"raw": "{\\"a\\": \\"\\\\xff\\"}"}'),
         (b"[" * 100_000, None),
     ],
 )
@@ -87,6 +100,31 @@ def test_a_sentinel_is_dropped_and_an_error_that_has_its_text_is_not() -> None:
     assert is_sentinel(b"stop_this_task") and is_sentinel(b'{"a": "stop_this_task"}')
     assert not is_sentinel(b'{"raw": "stop_this_task", "status": 900, "error_msg": "bad_task: no task"}')
     assert not is_sentinel(b'{"img_url": "http://a.example/stop_this_task"}')
+    assert is_sentinel(b' "stop_this_task"\n') and is_sentinel(b'{"c": "\\ud83d", "a": "stop_this_task"}')
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(odd_error(column, b"http://h/stop_this_task.jpg") for column in ODD_COLUMNS),
+        odd_error(b"[" * 3000 + b"]" * 3000, b"http://h/stop_this_task.jpg"),
+        odd_error(b"5", b"http://h/stop_this_task.jpg")[:-1],
+        b"{'img_url': 'http://h/stop_this_task.jpg', 'status': 404}",
+        b"http://h/stop_this_task.jpg: timed out",
+        b'["http://h/stop_this_task.jpg", 404]',
+    ],
+    ids=range(10),
+)
+def test_an_error_that_has_a_sentinels_text_is_in_the_files(
+    settings: Settings, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str], raw: bytes
+) -> None:
+    redis_client.lpush(KEYS.error, error(1), raw, b"stop_this_task", error(2))
+    assert run(settings, "export", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["exported"], report["sentinels"]) == (3, 1)
+    first, odd, last = written(settings)
+    assert (first, last) == (error(1), error(2))
+    assert odd == raw or json.loads(odd) == {"raw": raw.decode()}
 
 
 def test_files_are_named_as_the_legacy_drainer_names_them() -> None:
@@ -270,6 +308,9 @@ def test_what_a_dead_requeue_held_is_put_back_by_the_next_command(
         (b"{}", "unknown", None, ""),
         (b"", "not_json", None, ""),
         (b'{"status": true, "error_msg": 5, "img_url": 7}', "unknown", None, ""),
+        *((odd_error(column), "http_status", 404, "h0.example") for column in ODD_COLUMNS),
+        (odd_error(b'"\xff"'), "http_status", 404, "h0.example"),
+        (odd_error(b"5", b"http://\\ud83d/"), "http_status", 404, ""),
     ],
 )
 def test_every_error_has_a_kind_a_status_and_a_host(
@@ -307,6 +348,23 @@ def test_the_command_counts_the_list_and_files(
     assert run(settings, "summary", "--json", "--file", *files) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"timeout": 6}
     assert run(settings, "summary", "--follow") == 2
+
+
+def test_a_summary_of_files_names_those_whose_last_line_is_unfinished(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    whole.write_bytes(error(1) + b"\n")
+    torn.write_bytes(error(2) + b"\n" + error(3))
+    words = ["summary", "--file", str(whole), str(torn)]
+    assert run(settings, *words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2 errors",
+        "  timeout             2  100.0 %",
+        f"{torn}: the last line is unfinished (it has no newline); left out",
+    ]
+    assert run(settings, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unfinished"] == [str(torn)]
 
 
 def test_following_waits_for_more_and_ends_on_sigterm(settings: Settings, redis_client: redis.Redis) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 from integration_support import KEYS
-from test_error_export import error, export, run
+from test_error_export import ODD_COLUMNS, error, export, odd_error, run
 
 from dlconsole.errors import FeedError, ReadOnlyError
 from dlconsole.model import Failure, FailureKind
@@ -22,7 +22,7 @@ from dlconsole.services import error_requeue, retries
 from dlconsole.services.error_items import Filter, parse, task_again
 from dlconsole.services.error_requeue import RequeueReport
 from dlconsole.services.error_source import CHUNK, ExportedFile
-from dlconsole.services.queue import Session, error_item, new_session_id
+from dlconsole.services.queue import Session, decode_task, error_item, new_session_id
 from dlconsole.settings import Settings
 
 SEED = 20240131
@@ -97,6 +97,36 @@ def test_odd_error_items_become_sound_tasks(raw: bytes) -> None:
     assert again["img_url"] == json.loads(raw)["img_url"]
 
 
+ESCAPED = b'"img_url": "http://a.example/stop\\u005fthis_task"'
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"img_path": "/a", ' + ESCAPED + b', "status": 404, "c": 1, "error_msg": "http_status: x"}',
+        b'{"img_path": "/a", ' + ESCAPED + b', "_retry": {"n": 1}, "c": "\\ud83d", "status": 404}',
+        b'{"img_path": "/a", '
+        + ESCAPED
+        + b', "status": 404, "error_msg": "at http://a.example/stop_this_task"}',
+    ],
+)
+def test_a_requeue_makes_no_sentinel(settings: Settings, redis_client: redis.Redis, raw: bytes) -> None:
+    """Neither where it writes an item anew, without the escape, nor by what the error says."""
+    failed(redis_client, [raw])
+    assert requeue(settings).requeued == 1
+    (again,) = queued(redis_client)
+    assert b"stop_this_task" not in again
+    assert json.loads(again)["img_url"] == json.loads(raw)["img_url"]
+
+
+def test_a_worker_makes_no_sentinel_of_what_it_writes_anew() -> None:
+    raw = b'{"_retry": {"n": 1}, "img_path": "/a", "status": 404, ' + ESCAPED + b"}"
+    moved = Failure(FailureKind.REDIRECTS, "at http://a.example/stop_this_task")
+    for item in (retries.with_history(raw, 2, moved), error_item(raw, moved), error_item(b"[]", moved)):
+        assert b"stop_this_task" not in item
+        assert "stop_this_task" in str(json.loads(item))
+
+
 # -- from the list --------------------------------------------------------------------------------
 
 
@@ -133,6 +163,23 @@ def test_what_is_no_task_stays(settings: Settings, redis_client: redis.Redis) ->
     report = requeue(settings)
     assert (report.requeued, report.not_tasks) == (0, 6)
     assert list(reversed(redis_client.lrange(KEYS.error, 0, -1))) == odd
+
+
+@pytest.mark.parametrize("column", ODD_COLUMNS, ids=range(len(ODD_COLUMNS)))
+def test_a_task_with_an_odd_column_comes_back_byte_for_byte(
+    settings: Settings, redis_client: redis.Redis, column: bytes
+) -> None:
+    """From the list, and from an exported file."""
+    raw = odd_error(column)
+    task = raw[: raw.index(b', "status"')]
+    failed(redis_client, [raw, raw])
+    report = requeue(settings, limit=1, kinds=["http_status"])
+    assert (report.requeued, report.not_tasks) == (1, 0)
+    export(settings)
+    assert requeue(settings, files(settings), hosts=["h0.example"]).requeued == 1
+    one, two = queued(redis_client)
+    assert one == two and one.startswith(task + b', "_retry": {"n": 0, "status": 404, ')
+    assert decode_task(one) is not None
 
 
 def test_errors_that_were_never_counted_do_not_make_counts_negative(

@@ -229,7 +229,7 @@ def test_a_read_only_context_refuses_control(
 # -- doctor ----------------------------------------------------------------------------------------
 
 EVERY_CHECK = [
-    "redis", "aof", "policy", "role", "memory", "scripts", "latency", "clock",
+    "redis", "aof", "fsync", "policy", "role", "memory", "scripts", "latency", "clock",
     "disk", "inodes", "store", "descriptors", "dns",
 ]  # fmt: skip
 
@@ -262,6 +262,48 @@ def test_the_doctor_says_what_fails_and_what_to_do(tmp_path: Path, capsys: Said)
     assert "failure redis" in out and "s3cret" not in out
     assert "failure store" in out
     assert "failure config" in out and f"chmod 600 {config}" in out
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "level"), [(256, 256, "failure"), (495, 495, "failure"), (128, 496, "ok")]
+)
+def test_the_doctor_counts_all_that_a_worker_holds_open(
+    soft: int, hard: int, level: str, words: list[str], tmp_path: Path
+) -> None:
+    """A worker raises its own limit, so the hard one counts."""
+    command = ["prlimit", f"--nofile={soft}:{hard}", sys.executable, "-m", "dlconsole", "doctor", "--json"]
+    command += ["--concurrency", "64", "--store", str(tmp_path), *words]
+    said = subprocess.run(command, capture_output=True, check=False).stdout
+    (check,) = [check for check in json.loads(said)["checks"] if check["name"] == "descriptors"]
+    assert check["level"] == level and check["said"].startswith(f"{hard} open files allowed, 496 wanted")
+    assert ("LimitNOFILE=496" in check["todo"]) == (level == "failure")
+
+
+def test_a_redis_that_never_syncs_by_itself_is_warned_of(
+    words: list[str], redis_client: redis.Redis, tmp_path: Path, capsys: Said
+) -> None:
+    (tmp_path / "urls.txt").write_text("http://a.example/1\n")
+    redis_client.config_set("appendfsync", "no")
+    try:
+        main(["doctor", "--json", "--store", str(tmp_path), *words])
+        checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+        done = ["--done-file", str(tmp_path / "done.txt")]
+        assert main(["feed", str(tmp_path / "urls.txt"), *done, *words]) == 0
+        assert "'appendfsync everysec'" in capsys.readouterr().err
+        redis_client.delete(KEYS.task)
+        command = ["--worker", "--until-empty", "--store", str(tmp_path / "s"), *words]
+        said = subprocess.run(
+            [sys.executable, "-m", "dlconsole", *command], capture_output=True, check=False, timeout=60
+        )
+        assert b"'appendfsync everysec'" in said.stderr
+        redis_client.execute_command("ACL", "SETUSER", "default", "-config")
+        main(["doctor", "--json", "--store", str(tmp_path), *words])
+        refused = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    finally:
+        redis_client.execute_command("ACL", "SETUSER", "default", "+config")
+        redis_client.config_set("appendfsync", "everysec")
+    assert checks["fsync"]["level"] == "warning" and checks["fsync"]["todo"] == "set 'appendfsync everysec'"
+    assert refused["fsync"]["level"] == "ok"
 
 
 def test_the_doctor_starts_no_redis(tmp_path: Path, home: Path, capsys: Said) -> None:

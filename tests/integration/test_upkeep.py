@@ -391,6 +391,21 @@ def test_a_crashed_item_that_failed_before_keeps_its_bytes(redis_client: redis.R
     assert fields["id"] == 12345678901234567890 and fields["tags"] == []
 
 
+@pytest.mark.parametrize("odd", [b'"\\ud83d"', b'"\\\\ud83d"', b'"\\udE00x"', b"NaN", b"1e400", b'"\xff"'])
+def test_a_crashed_item_with_an_odd_column_keeps_its_bytes(
+    redis_client: redis.Redis, opened, odd: bytes
+) -> None:
+    raw = b' {"img_path": "/stop_this_task", "img_url": "u", "c": ' + odd + b"}"
+    redis_client.lpush(KEYS.task, raw)
+    for _ in range(MAX_DEATHS):
+        session = opened()
+        assert not session.claim(1).stop
+        expire(redis_client, session)
+        keep(redis_client)
+    (error,) = redis_client.lrange(KEYS.error, 0, -1)
+    assert error.startswith(raw[1:-1] + b', "status": 900, "error_msg": "crashed')
+
+
 def test_delays_grow_with_full_jitter_and_honour_retry_after_up_to_a_cap() -> None:
     settings = RetrySettings(base_s=10, max_s=60, retry_after_s=120)
     for attempt, most in ((1, 10), (2, 20), (3, 40), (4, 60), (50, 60)):

@@ -116,6 +116,15 @@ def test_every_command_and_flag_in_a_sentence_exists(path: Path) -> None:
             assert code.split()[0] in known, code
 
 
+# -- tables ---------------------------------------------------------------------------------------
+
+
+@page
+def test_every_row_of_a_table_stands_under_its_heading(path: Path) -> None:
+    blocks = re.findall(r"(?:^\|.*\n)+", without_blocks(path), re.MULTILINE)
+    assert [block for block in blocks if not re.match(r".*\n\|(?:[ :]*-+[ :]*\|)+\n", block)] == []
+
+
 # -- pages that are made --------------------------------------------------------------------------
 
 

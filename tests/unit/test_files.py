@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -223,3 +224,28 @@ def test_a_root_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="--store"):
         Store(tmp_path / "file" / "store").open()
+
+
+def test_too_many_open_files_close_folders_and_fail_nothing(store: Store) -> None:
+    """Other parts of the process leave room for a few only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store.write(place_of("/0/a.jpg"), b"x")
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 12, hard))
+    try:
+        for i in range(60):
+            store.write(place_of(f"/{i}/b.jpg"), b"picture")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(files_in(store.root)) == 61
+
+
+def test_no_more_folders_are_kept_open_than_it_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", most_open=5)
+    store.open()
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(60):
+        store.write(place_of(f"/{i}/b.jpg"), b"picture")
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+    store.close()

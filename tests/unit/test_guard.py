@@ -38,6 +38,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+def opened(store: Store, clock: Clock) -> StoreGuard:
+    guard = StoreGuard(SETTINGS, store, clock)
+    guard.open()
+    return guard
+
+
 def waited_s(guard: StoreGuard, clock: Clock) -> float:
     """Until it says that the store is well; it says why all the while."""
     began = clock.now
@@ -51,7 +57,7 @@ def waited_s(guard: StoreGuard, clock: Clock) -> float:
 def test_a_store_that_fails_again_after_each_trial_is_tried_less_and_less_often(
     store: Store, clock: Clock
 ) -> None:
-    guard = StoreGuard(SETTINGS, store, clock)
+    guard = opened(store, clock)
     pauses = []
     for _ in range(12):
         guard.failed(FULL)
@@ -68,7 +74,7 @@ def test_a_store_that_fails_again_after_each_trial_is_tried_less_and_less_often(
 
 
 def test_a_trial_that_fails_makes_the_next_one_later(store: Store, clock: Clock) -> None:
-    guard = StoreGuard(SETTINGS, store, clock)
+    guard = opened(store, clock)
     store.root.rename(store.root.with_name("away"))
     tries = 0
     guard.look()
@@ -86,7 +92,7 @@ def test_the_trial_is_as_large_as_what_failed(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk with room for little: a small trial would do well each time, and the image fail again."""
-    guard = StoreGuard(SETTINGS, store, clock)
+    guard = opened(store, clock)
     room, real = 3 << 20, os.write
 
     def write(fd: int, data: bytes) -> int:
@@ -111,4 +117,4 @@ def test_the_trial_is_as_large_as_what_failed(
 def test_a_store_that_no_waiting_mends_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="--store"):
-        StoreGuard(SETTINGS, Store(tmp_path / "file/store"))
+        StoreGuard(SETTINGS, Store(tmp_path / "file/store")).open()

@@ -58,7 +58,7 @@ end
 -- Legacy workers stop at any item that contains the text; ours only where the item is not a task.
 local function is_sentinel(item)
   if not string.find(item, SENTINEL, 1, true) then return false end
-  local ok, task = pcall(cjson.decode, item)
+  local ok, task = read_item(item)
   -- What cjson cannot read (nested too deeply) is left to the worker if it looks like an object.
   if not ok then return string.sub(item, 1, 1) ~= '{' end
   return type(task) ~= 'table' or type(task['img_url']) ~= 'string'

@@ -38,11 +38,17 @@ local function renew(lease, sid, now, ttl_ms)
   redis.call('ZADD', lease, string.format('%.0f', now + ttl_ms), sid)
 end
 
+-- Whether an item is JSON, and its value, in which surrogates are spaces: a lone one, which Python writes and
+-- reads, cjson refuses. An escaped backslash in front of them stays one.
+local function read_item(item)
+  return pcall(cjson.decode, (string.gsub(item, '\\u[dD][89a-fA-F]%x%x', '\\u0020')))
+end
+
 -- The error list's item for a task that ended here, in Redis: its own object, byte for byte, and the
 -- two legacy fields; what is no JSON object is wrapped.
 local function error_item(item, status, message)
   local tail = '"status": ' .. status .. ', "error_msg": ' .. cjson.encode(message) .. '}'
-  local ok, task = pcall(cjson.decode, item)
+  local ok, task = read_item(item)
   local body = string.match(item, '^%s*(.-)%s*$')
   if not ok or type(task) ~= 'table' or string.sub(body, 1, 1) ~= '{' then
     return '{"raw": ' .. cjson.encode(item) .. ', ' .. tail

@@ -19,6 +19,7 @@ import certifi
 import pycurl
 
 from dlconsole.model import Failure, FailureKind
+from dlconsole.services import descriptors
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
@@ -145,7 +146,7 @@ class CurlEngine(Hops[T]):
         self._told: dict[tuple[str, int], tuple[str, ...]] = {}
         self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, max(16, 2 * concurrency))
+        self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
         self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
         self._idle = list(self._all)
         self._idle_fds: set[int] = set()
