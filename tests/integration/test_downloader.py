@@ -157,7 +157,7 @@ def test_a_fault_in_the_loop_leaves_what_it_worked_on_to_the_reaper(
     redis_client.lpush(KEYS.task, *(task(f"http://{web.address}/as/slow/{i}") for i in range(50)))
     worker = Running(settings)
     until(lambda: worker.downloader._engine.running == 2)
-    worker.downloader._guard.look = None  # type: ignore[method-assign, assignment]
+    worker.downloader._fill = None  # type: ignore[assignment,method-assign]
     worker.thread.join(20)
     assert isinstance(worker.outcome, TypeError)
     (held,) = [redis_client.hlen(key) - 1 for key in redis_client.keys("*:dl:if:*")]

@@ -209,7 +209,7 @@ def test_a_fault_in_the_loop_gives_back_what_waits(
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite)
         until(lambda: worker.downloader._turns.waiting == 27)
-        worker.downloader._guard.look = None  # type: ignore[method-assign, assignment]
+        worker.downloader._fill = None  # type: ignore[assignment,method-assign]
         worker.thread.join(20)
         assert isinstance(worker.outcome, TypeError)
         assert (redis_client.llen(KEYS.task), in_flight(redis_client)) == (27, 3)
