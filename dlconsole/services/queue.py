@@ -235,10 +235,9 @@ class Session:
         """Give back what is in flight in this session and is none of the `held` fields; how many.
 
         A Redis that lost its last second has undone acks and give-backs of a session that lives on: without
-        this their tasks would wait for its end. Not while a claim's reply is missing, which has more of them.
+        this their tasks would wait for its end. What a claim took whose reply was lost goes back as well, as
+        it may not be repeated for long: the repeat then brings nothing.
         """
-        if not self._claim_answered:
-            return 0
         with translated(self._url):
             found: Any = self._client.hkeys(self._in_flight)
         fields = [name.decode() for name in found]

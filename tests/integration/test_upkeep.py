@@ -463,14 +463,22 @@ def test_a_fenced_session_comes_back_without_memory(
     opened()
 
 
-def test_what_an_unanswered_claim_took_is_no_stray(redis_client: redis.Redis, opened) -> None:
-    feed(redis_client, 5)
+@pytest.mark.parametrize("deaths_before", [0, MAX_DEATHS - 1])
+def test_what_an_unanswered_claim_took_goes_back_and_its_repeat_brings_nothing(
+    deaths_before: int, redis_client: redis.Redis, opened
+) -> None:
+    items = feed(redis_client, 1)
+    for _ in range(deaths_before):
+        dead = opened()
+        dead.claim(1)
+        expire(redis_client, dead)
+        keep(redis_client)
     session = opened()
-    session.claim(5)
+    assert session.claim(5).solo == bool(deaths_before)
     session._claim_answered = False
-    assert session.give_back_strays({}) == 0
-    assert len(session.claim(5).items) == 5
-    assert session.give_back_strays({}) == 5
+    assert session.give_back_strays({}) == 1
+    assert session.claim(5).items == ()
+    assert [c.raw for c in session.claim(5).items] == items
 
 
 def test_a_round_ends_in_time_and_says_that_there_is_more(redis_client: redis.Redis, opened) -> None:
