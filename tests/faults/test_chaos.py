@@ -20,11 +20,13 @@ from faults_support import (
     is_done,
     item,
     until,
+    until_written,
 )
 from torn import PowerLoss
 from wire import Fault, Wire
 
 from dlconsole.demo.web import SimulatedWeb
+from dlconsole.services import upkeep
 from dlconsole.services.private_redis import PrivateRedis
 
 
@@ -149,18 +151,25 @@ def test_a_suspended_worker_learns_that_it_is_fenced_and_counts_nothing_twice(
 def test_outages_longer_than_the_lease_count_as_nobodys_death(
     fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb
 ) -> None:
+    """Also where somebody who was not cut off reaps them."""
     for _ in range(2):
         fleet.start("--processes", "2", "--concurrency", "4")
     workers = 4
+    reaped = 0
     for outage in range(3):
         feed(client, [item(web, 100 * outage + i, "slow") for i in range(100)])
         until(lambda: client.zcard(KEYS.lease) == workers and counts(client)["in_flight"] > 10)
+        client.hset(KEYS.control, "paused", "1")  # nobody finishes what is reaped, and so forgets the death
+        until_written(client)
         server.kill()
         time.sleep(LEASE_S + 0.2)  # the fault itself
         server.restart()
+        reaped += upkeep.keep(client, KEYS, server.url).given_back
         replaced = workers * (outage + 1)
         until(lambda n=replaced: sum(e["event"] == "session replaced" for e in fleet.events) == n)
         until(lambda: not client.exists(KEYS.crash))
+        client.delete(KEYS.control)
+    assert reaped
     until(lambda: is_done(client))
     assert not any(e["event"] == "worker died and is replaced" for e in fleet.events)
     assert fleet.stop() == [0, 0]
