@@ -25,8 +25,8 @@ from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.files import MISMATCHED, Place, Store, place_of
 from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.hashes import digest_of, wanted_digest
-from dlconsole.workers.image_size import size_of
-from dlconsole.workers.images import is_whole, not_image, sniff
+from dlconsole.workers.image_size import examined
+from dlconsole.workers.images import not_image, sniff
 from dlconsole.workers.outbox import Report
 from dlconsole.workers.tally import Tally
 from dlconsole.workers.verify import DecoderPool
@@ -331,13 +331,13 @@ class Downloader:
         image_format = sniff(body)
         if image_format is None:
             return not_image(body)
-        if not is_whole(body, image_format):
+        whole, (width, height) = examined(body, image_format)
+        if not whole:
             return Failure(FailureKind.TRUNCATED, f"{image_format} without its end, {len(body)} bytes", 200)
         if self._settings.worker.verify_hash != "off":
             failure = self._mismatch(item, body, self._settings.worker.verify_hash)
             if failure is not None:
                 return failure
-        width, height = size_of(body, image_format)
         most = self._settings.worker.max_pixels
         if self._decoders is not None and width * height > most:
             message = f"{width} by {height} pixels, above the limit of {most}"

@@ -29,6 +29,7 @@ MISMATCHED: Final = ".dlconsole-mismatched"
 """Folder in the root for bodies that are not what their task's hash says, where they are to be kept."""
 MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
+_NO_PARTS: Final = frozenset({"", ".", ".."})
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 _TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -52,11 +53,13 @@ def place_of(path: str) -> Place:
     parts = relative.split("/")
     if parts[0] in {PARTIAL, MISMATCHED}:
         raise BadPathError(f"path is in dlconsole's own folder: {path[:200]!r}")
-    if any(part in {"", ".", ".."} for part in parts):
+    if not _NO_PARTS.isdisjoint(parts):
         raise BadPathError(f"path has an empty, '.' or '..' part: {path[:200]!r}")
     if not relative.isascii() or not relative.isprintable():
         _check_characters(path, relative, parts)
-    elif len(relative) > MAX_PATH_BYTES or max(map(len, parts)) > MAX_NAME_BYTES:
+    elif len(relative) > MAX_NAME_BYTES and (
+        len(relative) > MAX_PATH_BYTES or max(map(len, parts)) > MAX_NAME_BYTES
+    ):
         raise BadPathError(f"path is too long: {path[:200]!r}…")
     return Place("/".join(parts[:-1]), parts[-1])
 

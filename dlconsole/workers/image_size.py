@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dlconsole.workers.images import jpeg_header
+from dlconsole.workers.images import is_whole, jpeg_header, jpeg_is_whole
 
 Body = bytes | bytearray
 Size = tuple[int, int]
@@ -35,6 +35,14 @@ def size_of(body: Body, image_format: str) -> Size:
     except (struct.error, IndexError):  # it ends before it says so
         return UNKNOWN
     return (width, height) if width > 0 and height > 0 else UNKNOWN
+
+
+def examined(body: Body, image_format: str) -> tuple[bool, Size]:
+    """`is_whole` and `size_of` together: most pictures are JPEGs, whose header is then walked once."""
+    if image_format != "JPEG":
+        return is_whole(body, image_format), size_of(body, image_format)
+    width, height, scan = jpeg_header(body)
+    return jpeg_is_whole(body, scan), (width, height) if width > 0 and height > 0 else UNKNOWN
 
 
 def _jpeg(body: Body) -> Size:

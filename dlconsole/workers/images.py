@@ -34,6 +34,8 @@ _JPEG_END: Final = 0xFFD9
 _JPEG_FRAMES: Final = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 _JPEG_ALONE: Final = frozenset({0xFF00, 0xFF01, *range(0xFFD0, 0xFFD9)})
 """Markers that no length follows: stuffing, TEM, RSTn, SOI."""
+_JPEG_SKIPPED: Final = frozenset(range(0xFFC0, 0xFFFF)) - _JPEG_FRAMES - _JPEG_ALONE - {_JPEG_SCAN, _JPEG_END}
+"""Segments with nothing for us: tables, comments, what applications add."""
 
 
 def sniff(head: bytes | bytearray) -> str | None:
@@ -71,7 +73,7 @@ def is_whole(body: bytes | bytearray, image_format: str) -> bool:
     Bytes after the end are common on the web (second pictures, films, a server's notes) and do no harm.
     """
     if image_format == "JPEG":
-        return _jpeg_is_whole(body)
+        return jpeg_is_whole(body, jpeg_header(body)[2])
     if image_format == "PNG":
         return _png_is_whole(body)
     if image_format == "GIF":
@@ -93,14 +95,16 @@ def jpeg_header(body: bytes | bytearray) -> tuple[int, int, int]:
         if at > last:
             break
         marker, length = segment(body, at)
-        if marker in _JPEG_ALONE:
-            at += 2
-        elif 0xFFC0 <= marker < 0xFFFF and marker != _JPEG_END:
-            if marker == _JPEG_SCAN:
-                return width, height, at
-            if marker in _JPEG_FRAMES and at + 5 <= last:
+        if marker in _JPEG_SKIPPED:  # nearly all
+            at += 2 + length
+        elif marker == _JPEG_SCAN:
+            return width, height, at
+        elif marker in _JPEG_FRAMES:
+            if at + 5 <= last:
                 height, width = segment(body, at + 5)
             at += 2 + length
+        elif marker in _JPEG_ALONE:
+            at += 2
         elif marker == _JPEG_END:
             break
         else:  # a filler, or what does not belong here
@@ -110,11 +114,10 @@ def jpeg_header(body: bytes | bytearray) -> tuple[int, int, int]:
     return width, height, 0
 
 
-def _jpeg_is_whole(body: bytes | bytearray) -> bool:
+def jpeg_is_whole(body: bytes | bytearray, scan: int) -> bool:
     """An end marker behind the first scan. In entropy-coded data 0xFF is always stuffed, so the first one
     there is the picture's own, whatever comes after it: a second picture (MPF), a film, a note.
     """
-    _, _, scan = jpeg_header(body)
     return scan > 0 and body.rfind(b"\xff\xd9", scan) > 0  # from behind: the same answer, sooner
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dlconsole.workers.image_size import UNKNOWN, size_of
+from dlconsole.workers.image_size import UNKNOWN, examined, size_of
 from dlconsole.workers.images import is_whole, not_image, sniff
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "ICO")
@@ -183,6 +183,9 @@ def test_an_icon_has_the_size_of_its_largest_picture() -> None:
 def test_a_header_that_is_cut_has_no_size(image_format: str) -> None:
     body = encoded(image_format)
     sizes = {size_of(body[:cut], image_format) for cut in range(len(body))}
+    for cut in range(32, len(body) + 1):
+        part = body[:cut]
+        assert examined(part, image_format) == (is_whole(part, image_format), size_of(part, image_format))
     assert sizes <= {UNKNOWN, size_of(body, image_format)}
 
 

@@ -29,7 +29,7 @@ OURS = "dlconsole"
 )
 def test_an_opt_out_is_seen(line: bytes) -> None:
     headers = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n" + line + b"\r\n\r\n"
-    assert opt_out_of(headers, OURS).lower().startswith((b"x-robots-tag: ".decode(), "tdm-reservation: 1"))
+    assert opt_out_of(headers.lower(), OURS).startswith(("x-robots-tag: ", "tdm-reservation: 1"))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,8 @@ def test_an_opt_out_is_seen(line: bytes) -> None:
     ],
 )
 def test_what_is_no_opt_out_or_meant_for_others_is_none(line: bytes) -> None:
-    assert opt_out_of(b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n", OURS) == ""
+    headers = b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n"
+    assert opt_out_of(headers.lower(), OURS) == ""
 
 
 @pytest.mark.parametrize(

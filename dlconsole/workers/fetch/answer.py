@@ -88,7 +88,8 @@ class Receiver:
         else:
             self.status = self._status_of_last_head()
             if self.status == 200:
-                self._failure = self._length_failure() or self._opt_out()
+                lower = headers.lower()
+                self._failure = self._length_failure(lower) or self._opt_out(lower)
             elif not self.status:
                 self._failure = Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[:60])!r}")
         self._refused = self._refused or self._failure is not None or self.status != 200
@@ -159,9 +160,8 @@ class Receiver:
             return Failure(FailureKind.CONNECT, "the connection was closed before the end of the headers")
         return Fetched(url, 200, self.body)
 
-    def _length_failure(self) -> Failure | None:
+    def _length_failure(self, lower: bytearray) -> Failure | None:
         """Of a length that is one, and too large; those that are none, or differ, the engines refuse."""
-        lower = self.headers.lower()
         at = lower.find(_LENGTH)
         if at < 0 or b"\ntransfer-encoding:" in lower:  # which overrides it: RFC 9112, 6.3
             return None
@@ -178,8 +178,8 @@ class Receiver:
         self.body = bytearray()
         return 0
 
-    def _opt_out(self) -> Failure | None:
-        opt_out = opt_out_of(self.headers, self._agent) if self._agent is not None else ""
+    def _opt_out(self, lower: bytearray) -> Failure | None:
+        opt_out = opt_out_of(lower, self._agent) if self._agent is not None else ""
         return Failure(FailureKind.OPT_OUT, opt_out, 200) if opt_out else None
 
 

@@ -13,20 +13,18 @@ from typing import Final
 _REFUSING: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 _VALUED: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives with a value behind a colon, which is no user-agent token."""
-_HEADER: Final = re.compile(
-    rb"^(x-robots-tag|tdm-reservation)[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE
-)
+_HEADER: Final = re.compile(rb"^(x-robots-tag|tdm-reservation)[ \t]*:([^\r\n]*)", re.MULTILINE)
 
 
 def opt_out_of(headers: bytes | bytearray, agent: str) -> str:
     """The header line that opts out, as `name: value`, or ''. `headers` are an answer's header lines as
-    they came; `agent` is our user-agent token, in lower case: what is meant for others does not count.
+    they came, in lower case; `agent` is our user-agent token, likewise: what is meant for others does not
+    count.
     """
-    lower = headers.lower()
-    if b"x-robots-tag" not in lower and b"tdm-reservation" not in lower:  # nearly all: cheaper than a search
+    if b"x-robots-tag" not in headers and b"tdm-reservation" not in headers:  # cheaper than a search
         return ""
     for match in _HEADER.finditer(headers):
-        name, value = match[1].decode().lower(), match[2].decode("latin-1").strip()
+        name, value = match[1].decode(), match[2].decode("latin-1").strip()
         opts_out = value == "1" if name == "tdm-reservation" else _robots_refuse(value, agent)
         if opts_out:
             return f"{name}: {value[:200]}"
@@ -41,7 +39,7 @@ def agent_token(user_agent: str) -> str:
 def _robots_refuse(value: str, agent: str) -> bool:
     """A token counts for the directives behind it, up to the next token; before the first, all are meant."""
     meant = True
-    for part in value.lower().split(","):
+    for part in value.split(","):
         token, colon, directive = part.partition(":")
         if colon and token.strip() not in _VALUED:
             meant = token.strip() in {agent, "*"}
