@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -46,6 +46,15 @@ Every command takes --config, --context, --redis and --dataset; `dlconsole COMMA
 
 class _Parser(argparse.ArgumentParser):
     """An argparse that does not repeat passwords: a misplaced URL ends up in its messages."""
+
+    more_help: Callable[[], str] | None = None
+    """What stands at the end of the help, made when it is asked for: it may need imports that take long."""
+
+    def format_help(self) -> str:
+        """The whole help."""
+        if self.more_help is not None:
+            self.epilog = self.more_help()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         super().error(re.sub(r"://\S*@", "://***@", re.sub(r"(pass\w*=)[^&\s']*", r"\1***", message)))
@@ -86,6 +95,7 @@ def _parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=module.run)
+    parser.more_help = getattr(module, "more_help", None)
     _add_common(parser)
     module.configure(parser)
     return parser, words

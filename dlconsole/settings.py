@@ -349,9 +349,9 @@ class FetchSettings(Section):
     park_s: Seconds = Field(default=10.0, ge=0, le=86_400)
     """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s`."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
-    """Forward proxy for every fetch; empty: none. Proxy variables of the environment are ignored."""
+    """Forward proxy for every fetch, looked up by the system; empty: none, nor the environment's."""
     ca_file: Folder | None = None
-    """File of certificate authorities to trust for https; none: certifi's."""
+    """File of certificate authorities to trust for https, a proxy's too; none: certifi's."""
     allow_networks: Networks = ()
     """Networks that may be fetched from although they are not public, on every port."""
     allow_ports: Ports = (80, 443)

@@ -21,6 +21,22 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+QUICK = ["integration", "console", "unit"]
+"""The folders whose tests take less time each than the others', the quickest last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for leases and deadlines begin first: one that is left for the end of a run over several
+    processes is waited for by all others.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return QUICK.index(folder) if folder in QUICK else -1
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty home directory, and no setting from the environment. What a test starts there is stopped."""

@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--min-rate",
         dest="fetch.min_bytes_per_s",
         metavar="SIZE",
-        help="slowest body that goes on, a second: timeout (512B); 0: any",
+        help="slowest body that goes on, bytes a second: timeout (512); 0: any",
     )
     limits.add_argument(
         "--min-rate-window",
@@ -175,6 +175,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ending.add_argument(
         "--drain", dest="worker.drain_s", metavar="TIME", help="how long running fetches may take (20s)"
     )
+
+
+def more_help() -> str:
+    """The settings of a worker that have no flag, section by section, with their defaults."""
+    import textwrap
+
+    from dlconsole.settings import Settings
+
+    flags = argparse.ArgumentParser()
+    configure(flags)
+    with_flag = {action.dest for action in flags._actions}  # noqa: SLF001  (argparse has no public list)
+    lines = [
+        "settings without a flag: in the file, or as variables such as DLCONSOLE_WORKER__BATCH.",
+        "Names in _s are a TIME, those in _bytes a SIZE; the last words are the default.",
+    ]
+    for section in ("worker", "fetch", "dns", "retry", "guard"):
+        lines.append("")
+        for name, field in type(getattr(Settings(), section)).model_fields.items():
+            if f"{section}.{name}" not in with_flag:
+                what = f"{field.description} ({_shown(name, field.default)})".replace("`", "")
+                lines += textwrap.wrap(
+                    what, 100, initial_indent=f"  {section + '.' + name:<23} ", subsequent_indent=" " * 26
+                )
+    return "\n".join(lines)
+
+
+def _shown(name: str, default: object) -> str:
+    """A default with its unit."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if not isinstance(default, (int, float)):
+        return str(default) if default else "none"
+    return f"{default:.12g}{'s' if name.endswith('_s') else ''}"
 
 
 def run(args: argparse.Namespace) -> int:

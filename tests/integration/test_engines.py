@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from dns_server import NXDOMAIN, NameServer, Reply
 
 from dlconsole.demo.behaviour import Behaviour, Shares, behaviour_of
 from dlconsole.demo.pictures import make_pictures
@@ -394,6 +399,125 @@ def test_a_proxy_that_is_gone_or_refuses_is_a_connection_that_failed(
 def test_certificates_are_checked_behind_a_proxy_too(make: Maker, web: SimulatedWeb) -> None:
     (outcome,) = fetch(make(proxy=f"http://{web.address}"), "https://a.example/as/good/x")
     assert kind_of(outcome) is FailureKind.TLS
+
+
+Handler = Callable[[socket.socket], object]
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[Handler], int]]:
+    """Serves each connection with a handler; the port."""
+    with ExitStack() as stack:
+
+        def start(handler: Handler) -> int:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            stack.callback(server.shutdown, socket.SHUT_RDWR)
+
+            def run() -> None:
+                while True:
+                    try:
+                        client, _ = server.accept()
+                    except OSError:
+                        return
+                    with client, suppress(OSError):
+                        handler(client)
+
+            threading.Thread(target=run, daemon=True).start()
+            return server.getsockname()[1]
+
+        yield start
+
+
+def end(client: socket.socket, how: str) -> None:
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+_HALF, _WHOLE = b"HTTP/1.1 200 OK\r\nX: y\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "hears_hello", "how", "kind"),
+    [
+        (b"", False, "reset", FailureKind.CONNECT),
+        (b"", False, "closed", FailureKind.CONNECT),
+        (_HALF, False, "reset", FailureKind.CONNECT),
+        (_HALF, False, "closed", FailureKind.CONNECT),
+        (_WHOLE, False, "closed", FailureKind.TLS),
+        (_WHOLE, True, "reset", FailureKind.TLS),
+        (_WHOLE, True, "closed", FailureKind.TLS),
+    ],
+)
+def test_a_tunnel_that_breaks_is_the_proxys_fault_before_the_handshake_and_tls_in_it(
+    answer: bytes,
+    hears_hello: bool,
+    how: str,
+    kind: FailureKind,
+    make: Maker,
+    listen: Callable[[Handler], int],
+) -> None:
+    def serve(client: socket.socket) -> None:
+        client.recv(65536)
+        client.sendall(answer)
+        if hears_hello:
+            client.recv(65536)
+        end(client, how)
+
+    (outcome,) = fetch(make(proxy=f"http://127.0.0.1:{listen(serve)}"), "https://a.example/x")
+    assert kind_of(outcome) is kind
+
+
+def test_a_proxys_answer_without_end_is_a_connection_that_failed(
+    make: Maker, listen: Callable[[Handler], int]
+) -> None:
+    def serve(client: socket.socket) -> None:
+        client.recv(65536)
+        client.sendall(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            client.sendall(b"X: " + b"x" * 1000 + b"\r\n")
+
+    engine = make(proxy=f"http://127.0.0.1:{listen(serve)}", connect_timeout_s=30)
+    started = time.monotonic()
+    (outcome,) = fetch(engine, "https://a.example/x")
+    assert kind_of(outcome) is FailureKind.CONNECT
+    assert time.monotonic() - started < 20
+
+
+def test_a_proxy_that_speaks_tls_is_trusted_as_hosts_are(
+    make: Maker, listen: Callable[[Handler], int], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def serve(client: socket.socket) -> None:
+        with context.wrap_socket(client, server_side=True) as secure:
+            secure.recv(65536)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
+            secure.sendall(head.encode() + PICTURE)
+
+    proxy = f"https://127.0.0.1:{listen(serve)}"
+    (trusted,) = fetch(make(proxy=proxy, ca_file=tmp_path / "ca.pem"), "http://a.example/x")
+    (unknown,) = fetch(make(proxy=proxy), "http://a.example/x")
+    assert (kind_of(trusted), kind_of(unknown)) == (None, FailureKind.TLS)
+
+
+def test_the_proxys_own_name_is_the_systems_matter(engine_name: str, serve: Callable[..., Counting]) -> None:
+    """As that of Redis: the resolvers of the settings are for what lists name."""
+    port = serve().url.split(":")[2].removesuffix("/x")
+    with NameServer(lambda _name: Reply(code=NXDOMAIN)) as names:
+        outcomes = []
+        for proxy in (f"http://localhost:{port}", "http://no-such-name.invalid:80"):
+            settings = FetchSettings.model_validate(BASE | {"proxy": proxy})
+            engine = ENGINES[engine_name](settings, DnsSettings(resolvers=(names.address,)), 1)
+            try:
+                outcomes += fetch(engine, "http://a.example/x")
+            finally:
+                engine.close()
+        assert [kind_of(outcome) for outcome in outcomes] == [None, FailureKind.CONNECT]
+        assert not names.asked
 
 
 def test_another_thread_ends_a_poll_that_waits(make: Maker) -> None:

@@ -202,7 +202,9 @@ BROKEN = {"broken.png": "truncated", "broken_data_stream.png": "truncated"} | {
 WEB_FORMATS = {".jpg", ".mpo", ".png", ".gif", ".webp", ".tif", ".tiff", ".ico", ".cur"}
 
 
+@pytest.mark.parametrize("engine", ["curl", "requests"])
 def test_every_hostile_file_gets_its_kind_and_harms_no_neighbour(
+    engine: str,
     settings: Settings,
     redis_client: redis.Redis,
     web: SimulatedWeb,
@@ -216,7 +218,7 @@ def test_every_hostile_file_gets_its_kind_and_harms_no_neighbour(
         redis_client.lpush(KEYS.task, shelf.task(path.name, path.read_bytes()))
         redis_client.lpush(KEYS.task, task(f"http://{web.address}/as/good/{number}", f"/good/{number}.jpg"))
     began = time.monotonic()
-    start(settings).end()
+    start(with_worker(settings, engine=engine)).end()
     assert time.monotonic() - began < 60
     images = {path.name for path in files if path.suffix in WEB_FORMATS}
     assert kinds(redis_client) == {p.name: "not_image" for p in files if p.name not in images} | BROKEN
@@ -319,6 +321,9 @@ def test_a_decoder_that_is_killed_is_replaced_and_its_picture_tried_again(
         KEYS.task, *(task(f"http://{web.address}/as/good/{i}", f"/good/{i}.jpg") for i in range(10))
     )
     worker = start(settings)
+    until(
+        lambda: stored(redis_client) == 10
+    )  # so that only the slow one is left for a decoder to be busy with
     decoder = busy_decoder()
     assert not [name for name in decoder.environ() if name.startswith("DLCONSOLE_")]
     decoder.kill()

@@ -15,7 +15,8 @@ import pytest
 
 from dlconsole import cli
 from dlconsole.cli import COMMANDS, main
-from dlconsole.settings import FetchSettings
+from dlconsole.settings import Settings
+from dlconsole.units import parse_bytes, parse_seconds
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -45,16 +46,32 @@ def test_every_command_takes_the_common_options_and_explains_itself(command: str
     assert module.__doc__.splitlines()[0] in out
 
 
-def test_the_help_of_the_worker_explains_every_limit_of_a_fetch() -> None:
+WORKER_SECTIONS = ("worker", "fetch", "dns", "retry", "guard")
+
+
+@pytest.mark.parametrize("section", WORKER_SECTIONS)
+def test_the_help_of_the_worker_explains_every_setting_that_it_obeys(section: str, run: Run) -> None:
+    """A limit, with or without a flag, says what it is and, in its unit, what it is where nothing is set."""
     parser, _ = cli._parser_for(["--worker"])
-    explained = {action.dest for action in parser._actions if action.help and len(action.help.split()) > 3}
-    limits = {
-        f"fetch.{name}"
-        for name, field in FetchSettings.model_fields.items()
-        if field.annotation in (int, float)
-    }
-    assert len(limits) >= 7
-    assert limits | {"fetch.allow_ports", "fetch.allow_networks", "dns.timeout_s"} <= explained
+    flags = {action.dest: action.help or "" for action in parser._actions}
+    _, out, _ = run("--worker", "--help")
+    below = " ".join(out[out.index("settings without a flag") :].split())
+    for name, field in type(getattr(Settings(), section)).model_fields.items():
+        key = f"{section}.{name}"
+        help_text = flags.get(key) or below.partition(f" {key} ")[2]
+        assert len(help_text.split()) >= 3, key
+        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            found = re.findall(r"\(([^()]*)\)", help_text.partition(f" {section}.")[0])
+            assert any(amount(name, text) == field.default for text in found), (key, found)
+
+
+def amount(name: str, text: str) -> float | None:
+    """The number that a help text gives as a default, read as the setting would be."""
+    parse = parse_seconds if name.endswith("_s") else parse_bytes if "bytes" in name else float
+    try:
+        return parse(text.partition(":")[0])
+    except ValueError:
+        return None
 
 
 def test_help_lists_every_command(run: Run) -> None:

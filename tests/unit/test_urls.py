@@ -23,6 +23,7 @@ from dlconsole.workers.fetch.urls import target_of
         ("http://bücher.example:8080/x", "http://xn--bcher-kva.example:8080/x"),
         ("http://[2606:4700::1111]/x", "http://[2606:4700::1111]/x"),
         ("http://user:pw@a.example/x", "http://user:pw@a.example/x"),
+        ("http://us er:p\u00e9@a.example/x", "http://us%20er:p%C3%A9@a.example/x"),
         ("http://%61.example/%41", "http://a.example/%41"),
         ("http://%31%30.0.0.1/a", "http://10.0.0.1/a"),
         ("https://x:y@%31%36%39.254.169.254/j", "https://169.254.169.254/j"),
@@ -43,7 +44,7 @@ def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "UNLIKELY", "ftp://a.example/x", "file:///etc/passwd", "javascript:alert(1)", "http://", "http:///x",
-     "https://", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/",
+     "https://", "http://u:%00@a.example/", "http://\x01@a.example/", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/",
      "http://a%2Fb.example/", "http://a%00.example/", "http://%ff.example/", "http://a%40b/",
      "http://a.example:0/", "http://a.example:65536/", "http://a.example:99999999/", "http://a.example:x/"],
 )  # fmt: skip

@@ -117,7 +117,8 @@ def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.USERAGENT, settings.full_user_agent)
     # Nothing is unpacked here: what comes packed all the same does not begin as a picture does.
     handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"])
-    handle.setopt(pycurl.CAINFO, str(settings.ca_file or certifi.where()))
+    for authorities in (pycurl.CAINFO, pycurl.PROXY_CAINFO):
+        handle.setopt(authorities, str(settings.ca_file or certifi.where()))
     # An empty text, unlike none at all, also switches off what the environment's variables say.
     handle.setopt(pycurl.PROXY, settings.proxy)
     handle.setopt(pycurl.NOPROXY, "")

@@ -193,7 +193,11 @@ def _failure(receiver: Receiver, hop: Hop[Any], error: Exception) -> Failure | s
     if hop.failure is not None:
         return hop.failure
     cause = _cause(error)
-    return Failure(_kind(hop, cause), str(cause)[:300] or type(cause).__name__, receiver.status or None)
+    return Failure(
+        _kind(hop, cause, answered=receiver.status == 200),
+        str(cause)[:300] or type(cause).__name__,
+        receiver.status or None,
+    )
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -207,11 +211,13 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _kind(hop: Hop[Any], cause: BaseException) -> FailureKind:
+def _kind(hop: Hop[Any], cause: BaseException, *, answered: bool) -> FailureKind:
     if isinstance(cause, TimeoutError):
         return FailureKind.TIMEOUT
-    if isinstance(cause, IncompleteRead) or (hop.ready_at and isinstance(cause, ssl.SSLEOFError)):
-        return FailureKind.TRUNCATED
-    if isinstance(cause, ssl.SSLError) or (hop.in_tls and not hop.ready_at):
+    if hop.in_tls and not hop.ready_at:
         return FailureKind.TLS
+    # An end without goodbye, RFC 9112, 9.8; a reset is an SSLEOFError without this reason.
+    cut = isinstance(cause, ssl.SSLEOFError) and cause.reason == "UNEXPECTED_EOF_WHILE_READING"
+    if isinstance(cause, IncompleteRead) or (cut and answered):
+        return FailureKind.TRUNCATED
     return FailureKind.CONNECT

@@ -16,7 +16,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
+from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
@@ -28,6 +31,7 @@ from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolManager, ProxyManager
+from urllib3.util.ssltransport import SSLTransport
 
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
@@ -87,7 +91,9 @@ class Hop(Generic[T]):
         self.first_byte_at = 0.0
         self.reused = False
         self.in_tls = False
-        """TCP is connected, and to the host itself: what fails now, before `ready_at`, is TLS."""
+        """TCP is connected, to the host itself or through a proxy, or to a proxy that speaks TLS: what
+        fails now, before `ready_at`, is TLS.
+        """
         self.receiver: Receiver | None = None
         self.failure: Failure | None = None
         """Why it ended, where that is known better than the exception tells."""
@@ -162,6 +168,18 @@ class Line:
         if len(self.receiver.headers) > self._max_header_bytes:
             raise Cut
 
+    def proxy_header_taker(self) -> Callable[[bytes], None]:
+        """Takes the lines of a proxy's own answer; raises Cut where it is one too many."""
+        left = self._max_header_bytes
+
+        def take(line: bytes) -> None:
+            nonlocal left
+            left -= len(line)
+            if left < 0:
+                raise Cut
+
+        return take
+
     def connect(self, port: int) -> tuple[socket.socket, _Cord]:
         """To one of the addresses of the hop's host that may be fetched from. Raises OSError, Cut."""
         hop = self.hop
@@ -217,14 +235,31 @@ class _OnLine:
             hop.hold(self._cord)
         sock.settimeout(hop.connect_left_s)
         hop.connected_at = time.monotonic()
-        hop.in_tls = self.proxy is None  # type: ignore[attr-defined]
+        hop.in_tls = self.proxy is None or self.proxy.scheme == "https"  # type: ignore[attr-defined]
         return sock
+
+    def _tunnel(self) -> None:
+        """Ask the proxy for the host; behind its answer the host's handshake begins. It is read as
+        strictly as any: `http.client` takes one that breaks off for a whole one. Raises OSError,
+        HTTPException, Cut.
+        """
+        line, name = self._line, str(self._tunnel_host)  # type: ignore[attr-defined]
+        line.hop.in_tls = False
+        host = f"[{name}]:{self._tunnel_port}" if ":" in name else f"{name}:{self._tunnel_port}"  # type: ignore[attr-defined]
+        told = [f"{key}: {value}" for key, value in self._tunnel_headers.items()]  # type: ignore[attr-defined]
+        ask = "\r\n".join([f"CONNECT {host} HTTP/1.1", f"Host: {host}", *told, "", ""])
+        self.send(ask.encode("latin-1"))  # type: ignore[attr-defined]
+        with closing(StrictResponse(self.sock, on_line=line.proxy_header_taker())) as answer:  # type: ignore[attr-defined]
+            answer.begin()
+        if answer.status != HTTPStatus.OK:
+            raise OSError(f"the proxy answered {answer.status} {answer.reason}")
+        line.hop.in_tls = True
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        if isinstance(self.sock, ssl.SSLSocket):  # type: ignore[attr-defined]
+        if isinstance(self.sock, (ssl.SSLSocket, SSLTransport)):  # type: ignore[attr-defined]
             # An end without goodbye is no end: RFC 9112, 9.8.
-            self.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
+            self.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined, union-attr]
         hop = self._line.hop
         self.sock.settimeout(max(0.001, hop.fetch.deadline - time.monotonic()))  # type: ignore[attr-defined]
         hop.ready_at = time.monotonic()

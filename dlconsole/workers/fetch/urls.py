@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit, urlunsplit
 
 _PLAIN: Final = re.compile(
     r"(https?)://([!$&-.0-9;=A-Z_a-z~]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE
@@ -49,6 +49,11 @@ def _encoded(url: str) -> str | None:
         host = parts.hostname
         if parts.scheme.lower() not in {"http", "https"} or not host:
             return None
+        user, at, place = parts.netloc.rpartition("@")
+        user = quote(user, safe=_KEEP)
+        if any(byte < 32 for byte in unquote_to_bytes(user)):  # libcurl sends no such credentials
+            return None
+        parts = parts._replace(netloc=user + at + place)
         if "%" in host or not host.isascii():
             port = f":{parts.port}" if parts.port else ""
             parts = parts._replace(netloc=_plain_host(host) + port)

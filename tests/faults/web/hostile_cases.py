@@ -7,6 +7,8 @@ Kinds are those of the worker. Where the server is at fault and what it sent is 
 from __future__ import annotations
 
 import gzip
+import os
+import socket
 import ssl
 import warnings
 import zlib
@@ -409,6 +411,14 @@ def bodies() -> Iterator[Case]:
         unasked,
         sends(head(packed, CHUNKED), chunk(BOMB), b"0\r\n\r\n"),
     )
+    for coding, body in {
+        "gzip, gzip": gzip.compress(BOMB),
+        "deflate": zlib.compress(bytes(1 << 20), 9) * 9,
+        "br": b"\x5b\xff\xff\xff" + bytes(999),
+        "zstd": b"\x28\xb5\x2f\xfd" + bytes(999),
+    }.items():
+        answer = good(f"Content-Encoding: {coding}", body=body)
+        yield Case(f"bomb in {coding}", Kind.NOT_IMAGE, unasked, sends(answer))
     yield Case("picture that is called packed", None, "what came is a picture", sends(good(packed)))
     yield Case("identity is asked for", None, "so that a sound server packs nothing",
                expects(b"\r\nAccept-Encoding: identity\r\n", without=b"gzip"))  # fmt: skip
@@ -451,11 +461,12 @@ def bodies() -> Iterator[Case]:
 def redirects() -> Iterator[Case]:
     http = "only http and https are followed"
     for to in ("file:///etc/passwd", "gopher://127.0.0.1/x", "ftp://127.0.0.1/x", "javascript:alert(1)", "data:image/png;base64,xx",
-               "http://", "http:///x", "http://[::1", "http://127.0.0.1:99999/x", "http://127.0.0.1:0/x", "http://%00/x"):  # fmt: skip
+               "http://", "http:///x", "http://[::1", "http://127.0.0.1:99999/x", "http://127.0.0.1:0/x", "http://%00/x", "http://%ff/x"):  # fmt: skip
         yield Case(f"redirect to {to}", Kind.REDIRECTS, http, moved(to))
     shut = "no address that may be fetched from, checked at every hop"
     for to in ("http://169.254.169.254/latest/meta-data", f"http://{SHUT}/x", "http://10.0.0.1/x", "http://[::1]:1/x", "http://0x7f.2/x",
-               "http://2130706434/x", "http://[::ffff:127.0.0.2]/x", "http://0.0.0.0/x", f"http://{OPEN}@{SHUT}/x", "https://169.254.169.254/"):  # fmt: skip
+               "http://2130706434/x", "http://[::ffff:127.0.0.2]/x", "http://0.0.0.0/x", f"http://{OPEN}@{SHUT}/x", "https://169.254.169.254/",
+               "http://%31%32%37.0.0.2/x", "http://\u2460\u2461\u2466.0.0.2/x"):  # fmt: skip
         yield Case(f"redirect to {to}", Kind.BLOCKED_ADDRESS, shut, moved(to))
     many = "more than fetch.max_redirects"
     yield Case("redirect to itself", Kind.REDIRECTS, many, moved("/x"))
@@ -492,7 +503,45 @@ def redirects() -> Iterator[Case]:
             body,
             first_then(then(head("Location: /y", *lines, status="302 Found"), b"<html>", act=act), "/y"),
         )
+    yield Case(
+        "redirect to a host of bytes", Kind.REDIRECTS, "neither UTF-8 nor a name", moved(b"http://\xff\xfe/x")
+    )
+    for name, host in {"an IDN": "m\u00fcnchen.test", "an encoded name": "good%2Etest"}.items():
+        to = f"http://{host}:{{port}}/y"
+        yield Case(f"redirect to {name}", None, "as in a task's URL", first_then(moved(to), "/y"))
+    user = "http://u:p@127.0.0.1:{port}/x"
+    yield Case(
+        "redirect to a user",
+        None,
+        "sent as Basic credentials",
+        asks_for_user("u:p@127.0.0.1", "127.0.0.1", True),
+    )
+    yield Case(
+        "redirect of a user to another host",
+        None,
+        "what is for one host is not told to another",
+        asks_for_user("good.test", "good.test", False),
+        user,
+    )
     yield Case("redirect that sets cookies", None, "no cookie is kept", asks_for_no_cookie)
+
+
+def asks_for_user(to: str, host: str, told: bool) -> Handler:
+    """A redirect to `to`; the picture for who then asks `host`, with credentials or without."""
+
+    def serve(peer: Peer) -> None:
+        asked = peer.request()
+        port = peer.sock.getsockname()[1]
+        if b" /y " not in asked:
+            to_y = f"Location: http://{to}:{port}/y"
+            peer.send(good(to_y, "Connection: close", status="302 Found", body=b""))
+            return
+        right = (
+            f"Host: {host}:{port}\r\n".encode() in asked and (b"Authorization: Basic dTpw" in asked) == told
+        )
+        peer.send(good("Connection: close") if right else good(status="418 No", body=b""))
+
+    return serve
 
 
 def asks_for_no_cookie(peer: Peer) -> None:
@@ -583,6 +632,33 @@ def tls() -> Iterator[Case]:
         "good",
     )
 
+    gone = "the connection broke"
+    for name, act in {"cut": cut, "reset": reset}.items():
+        yield Case(f"tls: {name} before the answer", Kind.CONNECT, gone, then(act=act), https, "good")
+    yield Case(
+        "tls: reset in the body",
+        Kind.CONNECT,
+        gone,
+        then(head(SIZED), PICTURE[:300], act=lambda peer: (peer.wait(0.1), reset(peer))[0]),
+        https,
+        "good",
+    )
+    yield Case(
+        "tls: noise in the body",
+        Kind.CONNECT,
+        gone,
+        then(head(SIZED), PICTURE[:300], act=noise),
+        https,
+        "good",
+    )
+
+
+def noise(peer: Peer) -> None:
+    """Bytes past TLS, which are no record of it."""
+    with socket.socket(fileno=os.dup(peer.sock.fileno())) as plain:
+        plain.sendall(b"\x99" * 4096)
+        hang(peer)
+
 
 def http2() -> Iterator[Case]:
     yield Case(
@@ -590,6 +666,11 @@ def http2() -> Iterator[Case]:
     )
     settings, goaway = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\x0d"
     yield Case("http/2: frames", Kind.CONNECT, "as above", sends(settings, goaway))
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    yield Case("http/2: preface", Kind.CONNECT, "as above", sends(preface, settings))
+    yield Case(
+        "http/2: 421", Kind.HTTP_STATUS, "a status like any other", sends(good(status="421 Misdirected"))
+    )
     yield Case(
         "http/2: 505",
         Kind.HTTP_STATUS,
@@ -610,6 +691,29 @@ def http2() -> Iterator[Case]:
         sends(good()),
         "https://127.0.0.1:{port}/x",
         "h2",
+    )
+    yield Case(
+        "http/2: TLS that insists on it",
+        Kind.TLS,
+        "RFC 7301, 3.2: the alert no_application_protocol",
+        lambda peer: (peer.sock.recv(9999), peer.send(b"\x15\x03\x03\x00\x02\x02\x78"))[0],
+        "https://127.0.0.1:{port}/x",
+    )
+    yield Case(
+        "http/2: frames over TLS",
+        Kind.CONNECT,
+        "as without TLS",
+        sends(settings, goaway),
+        "https://127.0.0.1:{port}/x",
+        "h2",
+    )
+    yield Case(
+        "http/2: TLS with both",
+        None,
+        "HTTP/1.1 is what we ask for",
+        sends(good()),
+        "https://127.0.0.1:{port}/x",
+        "h2 and 1.1",
     )
     switching = head("Upgrade: h2c", "Connection: Upgrade", status="101 X")
     yield Case("switching protocols, closed", Kind.CONNECT, "no answer came", sends(switching))
@@ -697,6 +801,9 @@ def names() -> Iterator[Case]:
         "good%2Etest",
         "GOOD.test",
         "good.test.",
+        "good\u3002test",
+        "\uff47ood.test",
+        "u:p@good.test",
     ):
         yield Case(f"host {host}", None, "one name in several spellings", serve, f"http://{host}:{{port}}/x")
     for host in (
@@ -704,6 +811,7 @@ def names() -> Iterator[Case]:
         "127.0.0%2e2",
         "\uff11\uff12\uff17.0.0.2",
         "127.0.0.\u2461",
+        "\u2081\u2082\u2087.0.0.2",
         "0177.0.0.2",
         "127.2",
     ):
@@ -711,6 +819,7 @@ def names() -> Iterator[Case]:
     for host in ("%", "a%00b", "a b", "a%20b", "a%2Fb", "[::1", "\ufffd", "a%ff"):
         yield Case(f"host {host}", Kind.BAD_TASK, "no host", url=f"http://{host}/x")
     yield Case("host with empty labels", Kind.DNS, "no name that there is", url="http://a..b/x")
+    yield Case("host that is no punycode", Kind.BAD_TASK, "no host", url="http://xn--a-\u00e9.test/x")
     yield Case("host of 300 letters", Kind.DNS, "no name that there is", url="http://" + "a" * 300 + "/x")
 
 
@@ -719,6 +828,9 @@ def urls() -> Iterator[Case]:
     for name, path, asked in (
         ("of 64 KB", "/" + "x" * 65536, "/" + "x" * 65536),
         ("not UTF-8", "/%ff%FE.jpg", "/%FF%FE.jpg"),
+        ("with a query of 64 KB", "/x?" + "y" * 65536, "/x?" + "y" * 65536),
+        ("with a fragment of 64 KB", "/x#" + "y" * 65536, "/x"),
+        ("with a query that is not UTF-8", "/x?%ff=%FE", "/x?%ff=%FE"),
         ("with a bad escape", "/%zz%7e%", "/%zz%7E%"),
         ("with dots", "/a/b/.././%2e%2E/c", "/c"),
         ("with two slashes", "//a//b", "//a//b"),
@@ -736,6 +848,15 @@ def urls() -> Iterator[Case]:
         )
     yield Case("url with a user", None, "sent as Basic credentials, as browsers do",
                expects(b"Authorization: Basic dTpwQHc=\r\n"), "http://u:p%40w@127.0.0.1:{port}/x")  # fmt: skip
+    yield Case("url with a user of bytes", None, "unescaped, whatever they are",
+               expects(b"Authorization: Basic //46/g==\r\n"), "http://%ff%fe:%FE@127.0.0.1:{port}/x")  # fmt: skip
+    yield Case("url with a user of 64 KB", None, "as above",
+               expects(b"Authorization: Basic dXV1"), "http://" + "u" * 65536 + "@127.0.0.1:{port}/x")  # fmt: skip
+    yield Case("url with a user that is not ASCII", None, "as UTF-8",
+               expects(b"Authorization: Basic w7w6cA==\r\n"), "http://\u00fc:p@127.0.0.1:{port}/x")  # fmt: skip
+    yield Case(
+        "url with a NUL for a password", Kind.BAD_TASK, "no credentials", url="http://u:%00@127.0.0.1/x"
+    )
     yield Case("url without a user", None, "no .netrc", expects(without=b"authorization"))
     yield Case(
         "url with an address for a user",
@@ -787,6 +908,7 @@ def make_contexts(folder: Path) -> tuple[Path, Contexts]:
     leaves = {
         "good": ours(),
         "h2": ours(),
+        "h2 and 1.1": ours(),
         "tls 1.1": ours(),
         "expired": ours(not_before=now - 9 * day, not_after=now - day),
         "not yet valid": ours(not_before=now + day, not_after=now + 9 * day),
@@ -799,6 +921,7 @@ def make_contexts(folder: Path) -> tuple[Path, Contexts]:
     with other.cert_pem.tempfile() as cert, other.private_key_pem.tempfile() as key:
         contexts["self-signed"].load_cert_chain(cert, key)
     contexts["h2"].set_alpn_protocols(["h2"])
+    contexts["h2 and 1.1"].set_alpn_protocols(["h2", "http/1.1"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
         contexts["tls 1.1"].minimum_version = ssl.TLSVersion.TLSv1
