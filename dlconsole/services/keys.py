@@ -93,6 +93,15 @@ class Keys:
         return self._prefix + "workers"
 
     @property
+    def sites_prefix(self) -> str:
+        """What `sites` begins with; a script appends session ids."""
+        return self._prefix + "sites:"
+
+    def sites(self, session_id: str) -> str:
+        """STRING: the session's `SitesReport` as JSON, with a TTL."""
+        return self.sites_prefix + session_id
+
+    @property
     def hosts(self) -> str:
         """HASH: host name → `HostStats` as JSON."""
         return self._prefix + "hosts"

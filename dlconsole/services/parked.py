@@ -13,9 +13,7 @@ from dlconsole.services.scripts import script
 
 MAX_SHARED: Final = 1000
 """Hosts that a fleet shares; of more, those that stay parked longest."""
-
-
-_LONGEST_MS: Final = 10 * 86_400_000
+LONGEST_MS: Final = 10 * 86_400_000
 """More than any worker's settings allow; what says more was not written by one."""
 
 
@@ -23,7 +21,7 @@ def exchange(client: redis.Redis, keys: Keys, url: str, parked_s: Mapping[str, f
     """Tell of hosts parked here (host → seconds from now), and learn of all. What is no host's name is left
     out. Raises RedisUnavailable, RedisUnusable.
     """
-    arguments: list[str | int] = [MAX_SHARED, _LONGEST_MS]
+    arguments: list[str | int] = [MAX_SHARED, LONGEST_MS]
     for host, left_s in parked_s.items():
         arguments += (host, round(left_s * 1000))
     with translated(url):

@@ -368,7 +368,7 @@ class Courier:
 
     def _beat(self) -> None:
         started = time.monotonic()
-        self._server_ms = self._session.renew(self._stats())
+        self._server_ms = self._session.renew(self._stats(), self._tally.sites())
         self._beat_at = started + self._heartbeat_s
         try:
             self._reporter.publish(self._server_ms)
