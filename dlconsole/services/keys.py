@@ -88,6 +88,11 @@ class Keys:
         return self._prefix + "parked"
 
     @property
+    def refused(self) -> str:
+        """ZSET: host of a URL → how often in a row the fleet was refused there, each time behind a pause."""
+        return self._prefix + "refused"
+
+    @property
     def workers(self) -> str:
         """HASH: session id → `SessionStats` as JSON, overwritten each heartbeat."""
         return self._prefix + "workers"

@@ -200,11 +200,11 @@ class Downloader:
                 self._courier.give_back(item.claimed, item.epoch)
 
     def _learn(self) -> None:
-        """Park the hosts that other workers were refused by."""
+        """Park the hosts that other workers were refused by, and count their refusals."""
         learnt = self._courier.learnt
         while learnt:
-            host, left_s = learnt.popleft()
-            self._parks.learn(host, left_s)
+            host, shared = learnt.popleft()
+            self._parks.learn(host, shared.left_s, shared.refusals)
             if self._parks.is_parked(host):
                 self._put_off_waiting(host)
 
@@ -299,7 +299,8 @@ class Downloader:
         if answer.status is None:
             return
         if isinstance(answer, Fetched) or answer.status not in REFUSALS:
-            self._parks.answered(host)
+            if self._parks.answered(host):
+                self._courier.answered(host)
         else:
             for_s = self._parks.refused(host, answer.retry_after_s)
             if for_s:

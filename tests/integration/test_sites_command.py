@@ -142,7 +142,7 @@ def fleet(redis_client: redis.Redis, redis_url: str) -> None:
     for report in (first, second, None):
         a_session(redis_client, redis_url, report)
     told = {"slow.example": 200.4, "never.fetched.example": 86_000.0}
-    parked.exchange(redis_client, KEYS, redis_url, told)
+    parked.exchange(redis_client, KEYS, redis_url, told.items())
 
 
 @pytest.mark.usefixtures("fleet")
