@@ -488,19 +488,24 @@ def test_the_refusals_of_a_fleet_give_a_host_up_at_once(polite: Settings, redis_
 def test_what_one_worker_was_refused_the_next_one_counts_on(
     polite: Settings, redis_client: redis.Redis
 ) -> None:
-    polite = changed(polite, "fetch", per_host=1, park_s=0.1)  # the sixth pause is more than 3 s long
-    polite = changed(polite, "retry", max_attempts=30, base_s=0.01, max_s=60)
+    polite = changed(polite, "fetch", park_s=0.1)
+
+    def refused() -> float | None:
+        return redis_client.zscore(KEYS.refused, "127.0.1.1")
+
     with HostWeb(Host(lambda _path: Reply(503))) as web:
-        feed(redis_client, tasks_of(web.hosts[0], 5))
+        feed(redis_client, tasks_of(web.hosts[0], 1))
         first = Running(polite)
-        until(lambda: (redis_client.zscore(KEYS.refused, "127.0.1.1") or 0) >= 3, within_s=60)
+        until(lambda: refused() == 1)
         assert first.stop() is True
-        before = redis_client.zscore(KEYS.refused, "127.0.1.1")
+        until(lambda: not redis_client.exists(KEYS.parked))
+        feed(redis_client, tasks_of(web.hosts[0], 1, "q"))
         second = Running(polite)
-        until(lambda: second.downloader._parks.is_given_up("127.0.1.1"), within_s=60)
-        asked = redis_client.zscore(KEYS.refused, "127.0.1.1") - before
+        until(lambda: refused() == 2)
+        park = until(lambda: second.downloader._parks._parks.get("127.0.1.1"))
+        until(lambda: park.refusals == 2)
+        assert park.length_s >= 0.2
         assert second.stop() is True
-    assert asked <= 6 - min(before, 6) + 2
 
 
 def test_an_answer_forgives_for_the_whole_fleet(polite: Settings, redis_client: redis.Redis) -> None:
