@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "feed": "put URL lists into the queue",
     "errors": "failed tasks: count them, export them to files, put them back into the queue",
     "status": "one picture of the fleet, for scripts and for terminals without a console",
+    "sites": "the sites that the fleet fetches from: speed, failures, times, pauses",
     "pause": "let the whole fleet take no more tasks",
     "resume": "let a paused fleet go on",
     "stop-legacy": "end N legacy workers",

@@ -17,43 +17,56 @@ _LAST: Final = 96
 
 
 class Histogram:
-    """Counts of durations. One thread may add while another reads."""
+    """Counts of durations; what is empty takes no room. One thread may add while another reads."""
+
+    __slots__ = ("_buckets",)
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
         """From what `counts` gave, maybe elsewhere: numbers that are no bucket's are left out."""
-        self.buckets = [0] * (_LAST + 1)
+        self._buckets: dict[int, int] = {}
         for bucket, count in (counts or {}).items():
             if bucket.isascii() and bucket.isdecimal() and int(bucket) <= _LAST and count > 0:
-                self.buckets[int(bucket)] = count
+                self._buckets[int(bucket)] = count
 
     @property
     def counts(self) -> dict[str, int]:
         """The buckets that are not empty, by their number (as text, for JSON)."""
-        return {str(bucket): count for bucket, count in enumerate(self.buckets) if count}
+        return {str(bucket): count for bucket, count in self._sorted()}
 
     @property
     def total(self) -> int:
         """How many durations are in it."""
-        return sum(self.buckets)
+        return sum(count for _, count in self._sorted())
 
     def add(self, duration_s: float) -> None:
         """Count one duration, in seconds."""
-        self.buckets[_bucket_of(duration_s)] += 1
+        bucket = _bucket_of(duration_s)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    def absorb(self, other: Histogram) -> None:
+        """Count all that `other` counted."""
+        for bucket, count in other._sorted():
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + count
 
     def merge(self, others: Iterable[Histogram]) -> Histogram:
         """One histogram of all."""
         merged = Histogram()
-        merged.buckets = [sum(counts) for counts in zip(*(h.buckets for h in (self, *others)), strict=True)]
+        for histogram in (self, *others):
+            merged.absorb(histogram)
         return merged
 
     def percentile_s(self, percent: float) -> float | None:
         """The duration that `percent` % are not above, in seconds; None where it is empty."""
         left = self.total * percent / 100
-        for bucket, count in enumerate(self.buckets):
+        for bucket, count in self._sorted():
             left -= count
-            if count and left <= 0:
+            if left <= 0:
                 return _middle_s(bucket)
         return None
+
+    def _sorted(self) -> list[tuple[int, int]]:
+        # Taken at once: another thread may add meanwhile.
+        return sorted(list(self._buckets.items()))  # noqa: C414
 
 
 def _bucket_of(duration_s: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -140,6 +140,33 @@ class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     waits: str = ""
     """What is wrong with its store, so that it starts nothing; '' while that is well."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SiteStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one session knows of one site (a host of URLs), or of several: fetches are counted where they
+    ended, redirects followed; `bytes` are those stored, and of the timings only samples are taken.
+    """
+
+    fetches: _Count = 0
+    bytes: _Count = 0
+    per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Fetches a second since the last report."""
+    kinds: dict[str, _Count] = {}
+    reused: _Count = 0
+    opened: _Count = 0
+    timings: dict[str, dict[str, int]] = {}
+    """As in `SessionStats`, without `total`."""
+
+
+class SitesReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A session's sites, those most fetched from by name; the value of `…:dl:sites:<session>`."""
+
+    sites: dict[str, SiteStats] = {}
+    others: SiteStats = SiteStats()
+    """All the rest together."""
 
 
 class HostStats(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -88,9 +88,23 @@ class Keys:
         return self._prefix + "parked"
 
     @property
+    def refused(self) -> str:
+        """ZSET: host of a URL → how often in a row the fleet was refused there, each time behind a pause."""
+        return self._prefix + "refused"
+
+    @property
     def workers(self) -> str:
         """HASH: session id → `SessionStats` as JSON, overwritten each heartbeat."""
         return self._prefix + "workers"
+
+    @property
+    def sites_prefix(self) -> str:
+        """What `sites` begins with; a script appends session ids."""
+        return self._prefix + "sites:"
+
+    def sites(self, session_id: str) -> str:
+        """STRING: the session's `SitesReport` as JSON, with a TTL."""
+        return self.sites_prefix + session_id
 
     @property
     def hosts(self) -> str:

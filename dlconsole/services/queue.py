@@ -219,10 +219,12 @@ class Session:
         n_stored, n_failed, n_delayed, n_put_back = numbers
         return Counted(n_stored, n_failed, n_delayed, n_put_back, fenced=code == b"FENCED")
 
-    def renew(self, stats: SessionStats) -> int:
-        """Renew the lease and publish statistics; the server's clock in ms. Raises FencedError."""
-        keys = [self._keys.lease, self._keys.workers]
-        code, now_ms = self._run("renew", keys, self.id, self._ttl_ms, _STATS.encode(stats))
+    def renew(self, stats: SessionStats, sites: bytes = b"") -> int:
+        """Renew the lease and publish statistics, also a report of sites where there is one; the server's
+        clock in ms. Raises FencedError.
+        """
+        keys = [self._keys.lease, self._keys.workers, self._keys.sites(self.id)]
+        code, now_ms = self._run("renew", keys, self.id, self._ttl_ms, _STATS.encode(stats), sites)
         if code == b"FENCED":
             raise FencedError(f"session {self.id}: its lease has run out")
         return int(now_ms)
@@ -260,6 +262,7 @@ class Session:
             self._keys.lease,
             self._keys.sessions,
             self._keys.workers,
+            self._keys.sites(self.id),
         ]
         return int(self._run("close", keys, self.id))
 

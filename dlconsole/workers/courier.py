@@ -26,6 +26,7 @@ from dlconsole.services import checks, hosts, upkeep
 from dlconsole.services.connection import check_version, connect, translated
 from dlconsole.services.disk import DiskReading
 from dlconsole.services.keys import Keys
+from dlconsole.services.parked import Shared
 from dlconsole.services.queue import Claimed, Session, new_session_id
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
@@ -139,9 +140,13 @@ class Courier:
         self._shared_parks.park(host, for_s)
         self._work.set()
 
+    def answered(self, host: str) -> None:
+        """Tell the fleet that a host which refused gave another answer."""
+        self._shared_parks.answered(host)
+
     @property
-    def learnt(self) -> deque[tuple[str, float]]:
-        """Hosts that the fleet has parked, with the seconds that were left of it; the loop takes them out."""
+    def learnt(self) -> deque[tuple[str, Shared]]:
+        """What the fleet knows of hosts that refuse; the loop takes them out."""
         return self._shared_parks.learnt
 
     def hold(self, why: str) -> None:
@@ -368,7 +373,7 @@ class Courier:
 
     def _beat(self) -> None:
         started = time.monotonic()
-        self._server_ms = self._session.renew(self._stats())
+        self._server_ms = self._session.renew(self._stats(), self._tally.sites())
         self._beat_at = started + self._heartbeat_s
         try:
             self._reporter.publish(self._server_ms)

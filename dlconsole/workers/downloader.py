@@ -39,11 +39,11 @@ _CLOSE_S: Final = 5.0
 
 
 class _Item:
-    """A task under way: what was claimed, what is fetched, where its image goes, its hash, and in which
-    session.
+    """A task under way: what was claimed, what is fetched, where its image goes, its hash, in which session,
+    and the host that answered, after redirects.
     """
 
-    __slots__ = ("claimed", "epoch", "hash", "place", "target")
+    __slots__ = ("claimed", "epoch", "hash", "place", "site", "target")
 
     def __init__(self, claimed: Claimed, epoch: int, place: Place, target: Target, told_hash: object) -> None:
         self.claimed = claimed
@@ -51,6 +51,7 @@ class _Item:
         self.place = place
         self.target = target
         self.hash = told_hash
+        self.site = ""
 
 
 class _Picture(NamedTuple):
@@ -88,6 +89,7 @@ class Downloader:
         self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
         self._engine = _engine(settings, self._parks.is_parked)
+        self._sites = self._engine.timings.sites
         self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
             settings,
@@ -198,11 +200,11 @@ class Downloader:
                 self._courier.give_back(item.claimed, item.epoch)
 
     def _learn(self) -> None:
-        """Park the hosts that other workers were refused by."""
+        """Park the hosts that other workers were refused by, and count their refusals."""
         learnt = self._courier.learnt
         while learnt:
-            host, left_s = learnt.popleft()
-            self._parks.learn(host, left_s)
+            host, shared = learnt.popleft()
+            self._parks.learn(host, shared.left_s, shared.refusals)
             if self._parks.is_parked(host):
                 self._put_off_waiting(host)
 
@@ -260,6 +262,7 @@ class Downloader:
         if isinstance(fetched, TurnedAway):
             self._put_off(item, result.host)
             return
+        item.site = result.host
         self._heed(result.host, fetched)
         checked: _Picture | Failure
         if isinstance(fetched, Failure):
@@ -288,6 +291,7 @@ class Downloader:
             except StoreError as error:
                 self._wait_for_store(item, error, len(checked.body))
                 return
+        self._sites.add(item.site, outcome)
         self._report(item.claimed, item.epoch, outcome)
 
     def _heed(self, host: str, answer: Fetched | Failure) -> None:
@@ -295,7 +299,8 @@ class Downloader:
         if answer.status is None:
             return
         if isinstance(answer, Fetched) or answer.status not in REFUSALS:
-            self._parks.answered(host)
+            if self._parks.answered(host):
+                self._courier.answered(host)
         else:
             for_s = self._parks.refused(host, answer.retry_after_s)
             if for_s:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from typing import Final
 
 import psutil
 
@@ -12,6 +13,10 @@ from dlconsole import __version__
 from dlconsole.model import Failure, Outcome, SessionStats
 from dlconsole.settings import WorkerSettings
 from dlconsole.workers.fetch.timings import Timings
+
+_SITES_EVERY: Final = 3
+_SITES_FIRST: Final = 2
+"""Which heartbeats report sites: the second, when there is something to tell, then every third."""
 
 
 class Tally:
@@ -30,6 +35,7 @@ class Tally:
         self._process.cpu_percent()  # the first call has nothing to compare with
         self._started_ms = 0
         self._last = (time.monotonic(), 0, 0, 0)
+        self._beats = 0
 
     def begin(self, started_ms: int) -> None:
         """The session began at `started_ms`, the server's clock."""
@@ -43,6 +49,11 @@ class Tally:
         else:
             self.stored += 1
             self.bytes += outcome.size_bytes
+
+    def sites(self) -> bytes:
+        """The report of sites, for each third heartbeat, since it is larger than all else; b'' for others."""
+        self._beats += 1
+        return self._timings.sites.report() if self._beats % _SITES_EVERY == _SITES_FIRST else b""
 
     def stats(self, *, at_ms: int, state: str, waits: str, in_flight: int, fetching: int) -> SessionStats:
         """The totals, and the speeds since the last call."""

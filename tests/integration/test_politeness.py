@@ -397,7 +397,7 @@ def test_a_running_worker_learns_within_a_heartbeat(
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite)
         until(lambda: worker.downloader._turns.waiting == 27)
-        parked.exchange(redis_client, KEYS, redis_url, {"127.0.1.1": 60})
+        parked.exchange(redis_client, KEYS, redis_url, [("127.0.1.1", 60)])
         until(lambda: redis_client.zcard(KEYS.delayed) == 27)
         assert redis_client.llen(KEYS.task) == 0
         assert web.hosts[0].most == 3
@@ -408,7 +408,8 @@ def test_a_running_worker_learns_within_a_heartbeat(
 
 def test_parked_hosts_are_told_learnt_and_forgotten(redis_client: redis.Redis, redis_url: str) -> None:
     def exchange(**parked_s: float) -> dict[str, float]:
-        return parked.exchange(redis_client, KEYS, redis_url, parked_s)
+        found = parked.exchange(redis_client, KEYS, redis_url, parked_s.items())
+        return {host: shared.left_s for host, shared in found.items() if shared.left_s}
 
     assert exchange() == {}
     assert redis_client.exists(KEYS.parked) == 0
@@ -423,7 +424,10 @@ def test_parked_hosts_are_told_learnt_and_forgotten(redis_client: redis.Redis, r
 
 def test_parked_hosts_are_bounded(redis_client: redis.Redis, redis_url: str) -> None:
     names = {f"h{i}": 100.0 + i for i in range(parked.MAX_SHARED + 50)}
-    found = parked.exchange(redis_client, KEYS, redis_url, names)
+    parked.exchange(redis_client, KEYS, redis_url, names.items())
+    found = parked.exchange(redis_client, KEYS, redis_url)
+    assert redis_client.zcard(KEYS.refused) == parked.MAX_SHARED
+    found = {host: shared for host, shared in found.items() if shared.left_s}
     assert len(found) == parked.MAX_SHARED == redis_client.zcard(KEYS.parked)
     assert set(names) - set(found) == {f"h{i}" for i in range(50)}
 
@@ -433,11 +437,85 @@ def test_hostile_entries_are_left_out_or_cut(redis_client: redis.Redis, redis_ur
         KEYS.parked,
         {b"x" * 100_000: 2**60, b"\xff\xfe": 2**60, "far": float("inf"), "past": float("-inf")},
     )
-    found = parked.exchange(redis_client, KEYS, redis_url, {"a": 5})
-    assert set(found) == {"far", "a"}
-    assert max(found.values()) <= 10 * 86_400
+    redis_client.zadd(KEYS.refused, {b"y" * 100_000: 3, b"\xff": 1, "far": float("inf"), "b": float("-inf")})
+    found = parked.exchange(redis_client, KEYS, redis_url, [("a", 5), ("z" * 300, 5)])
+    assert set(found) == {"far", "a", "b"}
+    assert max(shared.left_s for shared in found.values()) <= 10 * 86_400
+    assert [found[host].refusals for host in ("far", "a", "b")] == [1000, 1, 0]
+    assert all(len(name) < 300 for name in redis_client.zrange(KEYS.refused, 0, -1))
     assert redis_client.zscore(KEYS.parked, "far") < 2**50
     assert all(len(name) < 300 for name in redis_client.zrange(KEYS.parked, 0, -1))
+
+
+def test_refusals_are_counted_once_a_pause_by_the_whole_fleet(
+    redis_client: redis.Redis, redis_url: str
+) -> None:
+    def exchange(*news: tuple[str, float]) -> int:
+        found = parked.exchange(redis_client, KEYS, redis_url, news)
+        return found["a"].refusals if "a" in found else 0
+
+    assert exchange(("a", 60)) == 1
+    assert exchange(("a", 90)) == 1  # another worker, or the same call again
+    redis_client.delete(KEYS.parked)  # the pause ends
+    assert exchange() == 1
+    assert exchange(("a", 60), ("a", 60)) == 2
+    assert 0 < redis_client.pttl(KEYS.refused) <= 86_400_000
+    redis_client.delete(KEYS.parked)
+    assert exchange(("a", parked.ANSWERED), ("a", 60)) == 1
+    assert exchange(("a", parked.ANSWERED)) == 0
+    assert exchange() == 0
+    assert redis_client.exists(KEYS.refused) == 0
+    assert redis_client.zcard(KEYS.parked) == 1  # what was asked before the pause may still be answered
+
+
+def test_the_refusals_of_a_fleet_give_a_host_up_at_once(polite: Settings, redis_client: redis.Redis) -> None:
+    """A worker that begins, or has had no refusal of its own, knows of those before it."""
+    polite = changed(changed(polite, "fetch", per_host=1, park_s=2), "retry", max_attempts=1)
+    with HostWeb(Host(lambda _path: Reply(503)), Host()) as web:
+        dead, other = web.hosts
+        redis_client.zadd(KEYS.refused, {"127.0.1.1": 6})
+        feed(redis_client, tasks_of(dead, 30) + tasks_of(other, 20))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(60)
+        assert worker.outcome is True
+        assert len(dead.times) <= 2  # the second, where the first came before the count was learnt
+    assert stored(redis_client) == 20
+    assert sum("was not asked" in error["error_msg"] for error in errors_of(redis_client)) >= 28
+    assert redis_client.zscore(KEYS.refused, "127.0.1.1") >= 7
+    assert_all_accounted(redis_client)
+
+
+def test_what_one_worker_was_refused_the_next_one_counts_on(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(polite, "fetch", park_s=0.1)
+
+    def refused() -> float | None:
+        return redis_client.zscore(KEYS.refused, "127.0.1.1")
+
+    with HostWeb(Host(lambda _path: Reply(503))) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 1))
+        first = Running(polite)
+        until(lambda: refused() == 1)
+        assert first.stop() is True
+        until(lambda: not redis_client.exists(KEYS.parked))
+        feed(redis_client, tasks_of(web.hosts[0], 1, "q"))
+        second = Running(polite)
+        until(lambda: refused() == 2)
+        park = until(lambda: second.downloader._parks._parks.get("127.0.1.1"))
+        until(lambda: park.refusals == 2)
+        assert park.length_s >= 0.2
+        assert second.stop() is True
+
+
+def test_an_answer_forgives_for_the_whole_fleet(polite: Settings, redis_client: redis.Redis) -> None:
+    with HostWeb(Host()) as web:
+        redis_client.zadd(KEYS.refused, {"127.0.1.1": 5, "elsewhere": 2})
+        worker = Running(polite)
+        until(lambda: worker.downloader._parks._parks)  # learnt
+        feed(redis_client, tasks_of(web.hosts[0], 3))
+        until(lambda: redis_client.zrange(KEYS.refused, 0, -1) == [b"elsewhere"])
+        assert worker.stop() is True
 
 
 def test_a_worker_goes_on_where_the_key_is_another_type_or_redis_is_full(
@@ -445,7 +523,7 @@ def test_a_worker_goes_on_where_the_key_is_another_type_or_redis_is_full(
 ) -> None:
     redis_client.set(KEYS.parked, "x")
     with pytest.raises(RedisUnusable):
-        parked.exchange(redis_client, KEYS, redis_url, {"a": 5})
+        parked.exchange(redis_client, KEYS, redis_url, [("a", 5)])
     with HostWeb(Host()) as web:
         feed(redis_client, tasks_of(web.hosts[0], 20))
         worker = Running(polite, until_empty=True)
@@ -456,7 +534,7 @@ def test_a_worker_goes_on_where_the_key_is_another_type_or_redis_is_full(
     redis_client.delete(KEYS.parked)
     redis_client.config_set("maxmemory", "1")
     try:
-        assert set(parked.exchange(redis_client, KEYS, redis_url, {"a": 5})) == {"a"}
+        assert set(parked.exchange(redis_client, KEYS, redis_url, [("a", 5)])) == {"a"}
     finally:
         redis_client.config_set("maxmemory", "0")
 

@@ -117,6 +117,33 @@ def test_others_refusals_give_nobody_up(parks: Parks, clock: Clock) -> None:
     assert not parks.is_given_up("a")
 
 
+def test_the_refusals_of_a_fleet_count_as_ours(parks: Parks, clock: Clock) -> None:
+    parks.learn("a", 0, 3)
+    assert not parks.is_parked("a")
+    assert 80 <= parks.refused("a", None) <= 100  # as the fourth in a row
+    assert not parks.is_given_up("a")
+    parks.learn("a", 20, 6)
+    assert parks.is_given_up("a")
+    parks.learn("a", 20, 1)  # somebody had another answer
+    assert not parks.is_given_up("a")
+    pass_pause(parks, clock)
+    parks.learn("b", 0, 1000)
+    assert 100 <= parks.refused("b", None) <= 125
+    parks.learn("c", 0, 5)
+    assert 30 <= parks.refused("c", 30) <= 30 * 1.25  # Retry-After is kept to
+
+
+def test_an_answer_is_told_once_where_the_host_had_refused(parks: Parks, clock: Clock) -> None:
+    assert not parks.answered("a")
+    parks.refused("a", None)
+    assert parks.answered("a")
+    assert not parks.answered("a")
+    parks.learn("b", 0, 4)
+    assert parks.answered("b")
+    assert not parks.answered("b")
+    assert 10 <= parks.refused("b", None) <= 12.5
+
+
 def test_tasks_come_back_after_the_pause_and_not_all_at_once(parks: Parks) -> None:
     parks.refused("a", 10)
     left_s = parks.left_s("a")
@@ -139,4 +166,8 @@ def test_memory_is_bounded(parks: Parks, monkeypatch: pytest.MonkeyPatch) -> Non
     for i in range(1000):
         parks.refused(f"h{i}", None)
     assert len(parks._parks) == 100
+    for i in range(1000):
+        parks.learn(f"l{i}", 0, 1)
+    assert len(parks._parks) == 100
+    parks.refused("h999", None)
     assert parks.is_parked("h999")

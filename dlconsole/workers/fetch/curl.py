@@ -294,20 +294,21 @@ class CurlEngine(Hops[T]):
 
     def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
         """Free the handle, and go on."""
-        if self.timings.wants_sample:
-            self._sample(transfer.handle)
-        self._multi.remove_handle(transfer.handle)
         fetch = transfer.fetch
+        if fetch is not None and self.timings.wants_sample:
+            self._sample(fetch.target.host, transfer.handle)
+        self._multi.remove_handle(transfer.handle)
         self._release(transfer)
         if fetch is not None:
             self._go_on(fetch, outcome)
 
-    def _sample(self, handle: Any) -> None:
+    def _sample(self, site: str, handle: Any) -> None:
         connect_s, tls_s = handle.getinfo(pycurl.CONNECT_TIME), handle.getinfo(pycurl.APPCONNECT_TIME)
         first_byte_s = handle.getinfo(pycurl.STARTTRANSFER_TIME)
         if first_byte_s <= 0:  # none came
             return
         self.timings.add_fetch(
+            site,
             opened=handle.getinfo(pycurl.NUM_CONNECTS) > 0,
             connect_s=connect_s,
             tls_s=tls_s - connect_s if tls_s else 0.0,

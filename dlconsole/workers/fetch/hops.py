@@ -113,7 +113,7 @@ class Hops(ABC, Generic[T]):
         if time.monotonic() >= due_at:
             self._resolver.tick()
         for name, answer in self._resolver.take_found():
-            self.timings.add_lookup(answer.asked_s)
+            self.timings.add_lookup(name, answer.asked_s)
             for fetch in self._looked_up.pop(name, ()):
                 self._looking_up -= 1
                 self._use(fetch, answer)

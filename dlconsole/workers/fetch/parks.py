@@ -2,6 +2,7 @@
 
 A host's Retry-After is kept to; where it names none, each pause is twice the last. Another answer, some
 time after a pause, forgives. Pauses end later by a random part, so that a fleet does not come back at once.
+Refusals in a row are the fleet's, which has one worker's learnt by all others.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ _JITTER: Final = 0.25
 """The largest part of a pause that is added to it at random."""
 _LEAST_LEARNT_S: Final = 0.5
 """A pause of others that is shorter is not learnt: it is nearly over."""
+_MOST_DOUBLINGS: Final = 32
 _RETURN_PER_S: Final = 100.0
 """How many tasks that were put off come back a second behind the end of a pause, from one worker."""
 
 
 class _Park:
     """One host's pauses: the end of the last one (this process's clock) and its length, how often in a row
-    it refused us at a pause's end, how many tasks were put off in this pause.
+    it refused at a pause's end, how many tasks were put off in this pause.
     """
 
     __slots__ = ("length_s", "postponed", "refusals", "until")
@@ -77,8 +79,7 @@ class Parks:
         elif left_s:
             return 0.0
         else:
-            last_s = park.length_s if park is not None else 0.0
-            length_s = min(self._longest_s, max(self._first_s, 2 * last_s)) if self._first_s else 0.0
+            length_s = self._next_s(park) if self._first_s else 0.0
         if length_s <= left_s:
             return 0.0
         pause_s = length_s * (1 + random.uniform(0, _JITTER))  # noqa: S311
@@ -87,24 +88,27 @@ class Parks:
             self._parks[host].refusals += 1
         return pause_s
 
-    def learn(self, host: str, left_s: float) -> None:
-        """Another worker parked the host. What is nearly over is a pause that is known already, or not
-        worth one.
+    def learn(self, host: str, left_s: float, refusals: int = 0) -> None:
+        """The fleet has parked the host, and was refused there this often in a row; 0: nobody counted. What
+        is nearly over is a pause that is known already, or not worth one.
         """
         left_s = min(left_s, self._longest_learnt_s)
         if left_s >= _LEAST_LEARNT_S and left_s > self.left_s(host):
             self._set(host, left_s, left_s)
+        if refusals:
+            self._park_of(host).refusals = refusals
 
-    def answered(self, host: str) -> None:
+    def answered(self, host: str) -> bool:
         """The host gave another answer: it is alive. Its past is forgiven, where its last pause ended at
-        least as long ago as that pause was.
+        least as long ago as that pause was. Whether it had refused, so that others are to be told.
         """
         park = self._parks.get(host) if self._parks else None
         if park is None:
-            return
-        park.refusals = 0
+            return False
+        had_refused, park.refusals = park.refusals > 0, 0
         if self._clock() >= park.until + park.length_s:
             del self._parks[host]
+        return had_refused
 
     def return_in_s(self, host: str) -> float:
         """When a task of a parked host is to come back: some time behind the end of the pause, the later
@@ -116,20 +120,33 @@ class Parks:
         return self.left_s(host) + random.uniform(0, spread_s)  # noqa: S311
 
     def is_given_up(self, host: str) -> bool:
-        """Whether the host has done nothing but refuse us, pause after pause: what waits for it would wait
-        for ever.
+        """Whether the host has done nothing but refuse the fleet, pause after pause: what waits for it would
+        wait for ever.
         """
         park = self._parks.get(host)
         return park is not None and park.refusals > _PATIENCE
 
-    def _set(self, host: str, length_s: float, pause_s: float) -> None:
+    def _next_s(self, park: _Park | None) -> float:
+        """How long the next pause is: twice the last one, and no less than so many refusals make it, since
+        the pauses before it may have been another worker's.
+        """
+        if park is None:
+            return self._first_s
+        by_count_s = self._first_s * 2.0 ** min(park.refusals, _MOST_DOUBLINGS)
+        return min(self._longest_s, max(by_count_s, 2 * park.length_s))
+
+    def _park_of(self, host: str) -> _Park:
         park = self._parks.setdefault(host, _Park())
+        self._parks.move_to_end(host)
+        if len(self._parks) > MAX_KNOWN:
+            self._parks.popitem(last=False)
+        return park
+
+    def _set(self, host: str, length_s: float, pause_s: float) -> None:
+        park = self._park_of(host)
         now = self._clock()
         if park.until <= now:
             park.postponed = 0
             park.length_s = length_s
         park.length_s = max(park.length_s, length_s)
         park.until = max(park.until, now + pause_s)
-        self._parks.move_to_end(host)
-        if len(self._parks) > MAX_KNOWN:
-            self._parks.popitem(last=False)

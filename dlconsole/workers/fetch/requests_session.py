@@ -133,6 +133,7 @@ class Hop(Generic[T]):
         """Count what it took; it has ended."""
         tls = self.fetch.target.url[:5].lower() == "https"
         timings.add_fetch(
+            self.fetch.target.host,
             opened=not self.reused,
             connect_s=max(0.0, self.connected_at - self.began_at),
             tls_s=max(0.0, self.ready_at - self.connected_at) if tls else 0.0,

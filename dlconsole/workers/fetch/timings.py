@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from dlconsole.histogram import Histogram
+from dlconsole.workers.fetch.sites import Sites
 
 _SAMPLE_EVERY_S: Final = 0.0005
 PARTS: Final = ("dns", "connect", "tls", "first_byte", "total")
@@ -20,6 +21,8 @@ class Timings:
     """Histograms of `PARTS`, and how often a connection was used again. For one thread to write."""
 
     def __init__(self) -> None:
+        self.sites = Sites()
+        """The same by site, with what their fetches gave."""
         self.reused = 0
         self.opened = 0
         """Sampled fetches on a connection that was open already, and on a new one."""
@@ -31,14 +34,17 @@ class Timings:
         """Whether the fetch that has just ended is to be counted."""
         return time.monotonic() >= self._sample_at
 
-    def add_lookup(self, duration_s: float) -> None:
-        """A name was looked up."""
+    def add_lookup(self, site: str, duration_s: float) -> None:
+        """A site's name was looked up."""
         self._histograms["dns"].add(duration_s)
+        self.sites.add_lookup(site, duration_s)
 
     def add_fetch(
-        self, *, opened: bool, connect_s: float, tls_s: float, first_byte_s: float, total_s: float
+        self, site: str, *, opened: bool, connect_s: float, tls_s: float, first_byte_s: float, total_s: float
     ) -> None:
-        """A fetch has ended. `connect_s` and `tls_s` count where a connection was opened; 0: without TLS."""
+        """A fetch from `site` has ended. `connect_s` and `tls_s` count where a connection was opened; 0:
+        without TLS.
+        """
         self._sample_at = time.monotonic() + _SAMPLE_EVERY_S
         if opened:
             self.opened += 1
@@ -49,6 +55,9 @@ class Timings:
             self.reused += 1
         self._histograms["first_byte"].add(first_byte_s)
         self._histograms["total"].add(total_s)
+        self.sites.add_sample(
+            site, opened=opened, connect_s=connect_s, tls_s=tls_s, first_byte_s=first_byte_s
+        )
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
