@@ -23,7 +23,7 @@ from dlconsole.services import descriptors
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
 from dlconsole.workers.fetch.urls import Target
 
@@ -80,8 +80,8 @@ class _Transfer(Receiver, Generic[T]):
 
     __slots__ = ("blocked", "fetch", "handle", "resolved")
 
-    def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: FetchSettings, guard: AddressGuard, buffers: Buffers) -> None:
+        super().__init__(settings, buffers)
         self.handle = pycurl.Curl()
         self.handle.transfer = self
         self.fetch: Fetch[T] | None = None
@@ -136,6 +136,7 @@ class CurlEngine(Hops[T]):
         dns: DnsSettings,
         concurrency: int,
         is_parked: Callable[[str], bool] = nobody_is_parked,
+        buffers: Buffers = IN_MEMORY,
     ) -> None:
         """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
@@ -147,7 +148,9 @@ class CurlEngine(Hops[T]):
         self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
-        self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
+        self._all: list[_Transfer[T]] = [
+            _Transfer(settings, self._guard, buffers) for _ in range(concurrency)
+        ]
         self._idle = list(self._all)
         self._idle_fds: set[int] = set()
 
@@ -214,9 +217,10 @@ class CurlEngine(Hops[T]):
             if fetch is None or not handle.getinfo(pycurl.PRETRANSFER_TIME):
                 continue
             # 200: not of an informational head, nor of a proxy's, behind which another comes.
-            if not transfer.body and handle.getinfo(pycurl.RESPONSE_CODE) == 200:
+            headless = not transfer.has_body and handle.getinfo(pycurl.RESPONSE_CODE) == 200
+            if headless or transfer.has_too_many_headers:
                 decided = transfer.decided(fetch.target.url)
-                if decided is not None and transfer.enough:
+                if decided is not None and (transfer.enough or transfer.has_too_many_headers):
                     self._finish(transfer, decided)
                     continue
             slow = transfer.too_slow(now)
@@ -255,7 +259,6 @@ class CurlEngine(Hops[T]):
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         transfer = self._idle[-1]
-        transfer.reset_answer()
         transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
@@ -291,7 +294,7 @@ class CurlEngine(Hops[T]):
             for handle, code, message in failed:
                 self._finish(handle.transfer, self._failure(handle.transfer, code, message))
 
-    def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
+    def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """Free the handle, and go on."""
         if self.timings.wants_sample:
             self._sample(transfer.handle)
@@ -314,11 +317,11 @@ class CurlEngine(Hops[T]):
             total_s=handle.getinfo(pycurl.TOTAL_TIME),
         )
 
-    def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
+    def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | NotKept | str:
         assert transfer.fetch is not None
         return transfer.outcome(transfer.fetch.target.url)
 
-    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | str:
+    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | NotKept | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         assert transfer.fetch is not None
@@ -334,7 +337,7 @@ class CurlEngine(Hops[T]):
 
     def _release(self, transfer: _Transfer[T]) -> None:
         transfer.fetch = None
-        transfer.body = bytearray()
+        transfer.reset_answer()  # an idle handle holds nothing
         self._idle.append(transfer)
 
     def _on_socket(self, what: int, fd: int, _multi: Any, _data: Any) -> None:
