@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Spill(Protocol):
-    """A body that is too large for memory, in a file that is gone when nobody holds this any more. What it does
+    """A body that is too large for memory, in a file that is gone when nobody holds this any more. All it does
     raises StoreError.
     """
 
