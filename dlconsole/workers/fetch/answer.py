@@ -93,18 +93,13 @@ class Receiver:
         """Whether anything of a body has come that is kept."""
         return bool(self.body) or self._spill is not None
 
-    @property
-    def has_too_many_headers(self) -> bool:
-        """More than are to be kept of one answer."""
-        return len(self.headers) > self._max_header_bytes
-
     def look_at_headers(self) -> None:
         """Once they are complete: of what they refuse, little more is read. More than once does nothing."""
         if self._begun:
             return
         self._begun = True
         headers = self.headers
-        if self.has_too_many_headers:
+        if len(headers) > self._max_header_bytes:
             message = f"more than {self._max_header_bytes} bytes of headers"
             self._failure = Failure(FailureKind.CONNECT, message)
         else:
@@ -182,7 +177,7 @@ class Receiver:
         """
         if self._not_kept is not None:
             return self._not_kept
-        if self.headers.endswith(_WHOLE_HEAD) or self.has_too_many_headers:
+        if self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes:
             self.look_at_headers()
         if self._failure is not None or self.status <= 200:
             return self._failure

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 class Spill(Protocol):
-    """A body that is too large for memory, in a file that is gone when nobody holds this any more. All it does
-    raises StoreError.
+    """A body that is too large for memory, in a file that is gone when nobody holds this any more.
+    Raises StoreError, whatever it is asked for.
     """
 
     def __len__(self) -> int: ...
