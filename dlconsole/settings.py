@@ -261,9 +261,8 @@ class WorkerSettings(Section):
     """What fetches: libcurl, or a thread for each fetch with a `requests` session, several times slower."""
     concurrency: Count = Field(default=64, ge=1, le=4096)
     """Fetches at the same time, in each process."""
-    buffer_bytes: Bytes = Field(default=64 * 2**20, ge=2**20, le=2**40)
-    """Memory for the bodies of all fetches of a process; one that is larger than its share of it (a
-    `concurrency`th, at least 64 KiB) goes on in a file of the store's."""
+    buffer_bytes: Bytes = Field(default=32 * 2**20, ge=2**20, le=2**40)
+    """Memory for all bodies of a process; one beyond its share (64 KiB or more) goes on in a file."""
     batch: Count = Field(default=200, ge=1, le=5000)
     """Most tasks in one claim, and most outcomes in one ack."""
     lease_s: Seconds = Field(default=30.0, ge=2, le=3600)

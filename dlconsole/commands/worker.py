@@ -78,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="worker.buffer_bytes",
         metavar="SIZE",
         help="memory for the bodies of all fetches of a process; what is larger than its share goes on in a "
-        "file, and fails nothing (64MiB)",
+        "file, and fails nothing (32MiB)",
     )
     limits.add_argument(
         "--max-headers",
