@@ -27,7 +27,7 @@ from dlconsole.workers.fetch.requests_session import Cut, Hop, Line, Session, tl
 
 T = TypeVar("T")
 
-_READ_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 16 * 1024
 _LOOK_S: Final = 0.1
 """How often the limits of what runs are looked at."""
 _JOIN_S: Final = 2.0
