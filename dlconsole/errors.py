@@ -11,6 +11,7 @@ DlconsoleError              anything a command reports in one line and exits for
 ├── FeedError               a URL list that cannot be read
 ├── BadPathError            a task's path that is no place under the store
 └── StoreError              the store cannot be written: never a task's failure
+    └── SpillLost           it was closed meanwhile, and an unfinished body with it
 """
 
 from __future__ import annotations
@@ -68,3 +69,7 @@ class BadPathError(DlconsoleError):
 
 class StoreError(DlconsoleError):
     """The store cannot be written (full, read-only, gone). Never counted against a task."""
+
+
+class SpillLost(StoreError):
+    """A body's unfinished file went when the store was closed; of how the store is now that says nothing."""

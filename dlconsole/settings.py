@@ -28,6 +28,8 @@ from pydantic_settings import (
 from dlconsole.model import DATASET_RULE, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
 
+_LEAST_BODY_BYTES: Final = 64 * 2**10
+"""Smaller pieces would cost more to write than they save in memory."""
 ENV_PREFIX: Final = "DLCONSOLE_"
 NESTED: Final = "__"
 
@@ -259,6 +261,8 @@ class WorkerSettings(Section):
     """What fetches: libcurl, or a thread for each fetch with a `requests` session, several times slower."""
     concurrency: Count = Field(default=64, ge=1, le=4096)
     """Fetches at the same time, in each process."""
+    buffer_bytes: Bytes = Field(default=32 * 2**20, ge=2**20, le=2**40)
+    """Memory for all bodies of a process; one beyond its share (64 KiB or more) goes on in a file."""
     batch: Count = Field(default=200, ge=1, le=5000)
     """Most tasks in one claim, and most outcomes in one ack."""
     lease_s: Seconds = Field(default=30.0, ge=2, le=3600)
@@ -285,6 +289,11 @@ class WorkerSettings(Section):
     """The name this host goes by; empty: its host name."""
     host_ip: Annotated[str, AfterValidator(_check_ip)] = ""
     """The address it goes by in the legacy disk hash; empty: the one that reaches Redis."""
+
+    @property
+    def body_bytes(self) -> int:
+        """How much of one body is kept in memory."""
+        return max(_LEAST_BODY_BYTES, self.buffer_bytes // self.concurrency)
 
 
 class RetrySettings(Section):

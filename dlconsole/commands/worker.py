@@ -74,6 +74,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="largest body, whatever its length is said to be; nothing is unpacked: too_large (32MiB)",
     )
     limits.add_argument(
+        "--buffer",
+        dest="worker.buffer_bytes",
+        metavar="SIZE",
+        help="memory for the bodies of all fetches of a process; what is larger than its share goes on in a "
+        "file, and fails nothing (32MiB)",
+    )
+    limits.add_argument(
         "--max-headers",
         dest="fetch.max_header_bytes",
         metavar="SIZE",

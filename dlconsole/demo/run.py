@@ -29,7 +29,7 @@ from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.supervisor import WorkerGroup
 from dlconsole.settings import FeedSettings, FetchSettings, RetrySettings, Settings, WorkerSettings
-from dlconsole.workers.files import PARTIAL
+from dlconsole.workers.partial import PARTIAL
 
 _STOP_S: Final = 5.0
 _TEND_S: Final = 0.1

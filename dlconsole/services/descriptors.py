@@ -11,7 +11,8 @@ import resource
 from typing import Final
 
 _OWN: Final = 80
-"""Redis, log, epoll, libraries, the file that is being written, the least of kept connections."""
+"""Redis, log, epoll, libraries, the file that is being written (also of the large bodies only one at a time:
+each is opened for a piece of it), the least of kept connections."""
 _KEPT_PER_FETCH: Final = 2
 _LEAST_KEPT: Final = 16
 _BUSY_PER_FETCH: Final = 4

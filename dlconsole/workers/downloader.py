@@ -11,18 +11,26 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from dlconsole.errors import BadPathError, StoreError
+from dlconsole.errors import BadPathError, SpillLost, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind, Outcome, Stored
 from dlconsole.services import descriptors, hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending
-from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.engine import (
+    Buffers,
+    Engine,
+    Fetched,
+    NotKept,
+    Result,
+    Spill,
+    TurnedAway,
+)
 from dlconsole.workers.fetch.parks import REFUSALS, Parks
 from dlconsole.workers.fetch.turns import HostTurns
 from dlconsole.workers.fetch.urls import Target, target_of
-from dlconsole.workers.files import MISMATCHED, Place, Store, place_of
+from dlconsole.workers.files import MISMATCHED, Place, Store, Unfinished, place_of
 from dlconsole.workers.guard import StoreGuard
 from dlconsole.workers.hashes import digest_of, wanted_digest
 from dlconsole.workers.image_size import examined
@@ -58,21 +66,23 @@ class _Picture(NamedTuple):
     """An image that has passed the checks so far, on its way into the store."""
 
     item: _Item
-    body: bytes | bytearray
+    body: bytearray | Spill
     format: str
     width: int
     height: int
 
 
-def _engine(settings: Settings, is_parked: Callable[[str], bool]) -> Engine[_Item]:
+def _engine(settings: Settings, is_parked: Callable[[str], bool], store: Store) -> Engine[_Item]:
     """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
-    if settings.worker.engine == "requests":
+    worker = settings.worker
+    buffers = Buffers(worker.body_bytes, store.begin)
+    if worker.engine == "requests":
         from dlconsole.workers.fetch.requests_engine import RequestsEngine  # noqa: PLC0415
 
-        return RequestsEngine(settings.fetch, settings.dns, settings.worker.concurrency, is_parked)
+        return RequestsEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers)
     from dlconsole.workers.fetch.curl import CurlEngine  # noqa: PLC0415
 
-    return CurlEngine(settings.fetch, settings.dns, settings.worker.concurrency, is_parked)
+    return CurlEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers)
 
 
 class Downloader:
@@ -88,7 +98,7 @@ class Downloader:
         self._parks = Parks(settings.fetch, settings.retry)
         self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
-        self._engine = _engine(settings, self._parks.is_parked)
+        self._engine = _engine(settings, self._parks.is_parked, self._store)
         self._sites = self._engine.timings.sites
         self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
@@ -135,8 +145,8 @@ class Downloader:
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result)
                 if self._decoders is not None:
-                    for picture, failure in self._decoders.take():
-                        self._finish(picture.item, failure or picture)
+                    for picture, verdict in self._decoders.take():
+                        self._finish(picture.item, verdict or picture)
         except StoreError:  # at its opening: nothing was begun
             raise
         except Exception:
@@ -262,6 +272,9 @@ class Downloader:
         if isinstance(fetched, TurnedAway):
             self._put_off(item, result.host)
             return
+        if isinstance(fetched, NotKept):
+            self._wait_for_store(item, fetched.error, fetched.size_bytes)
+            return
         item.site = result.host
         self._heed(result.host, fetched)
         checked: _Picture | Failure
@@ -278,11 +291,14 @@ class Downloader:
         else:
             self._finish(item, checked)
 
-    def _finish(self, item: _Item, checked: _Picture | Failure) -> None:
+    def _finish(self, item: _Item, checked: _Picture | Failure | StoreError) -> None:
         """Store an image that passed every check, and report how the task ended."""
         if item.epoch != self._epoch:
             return
         outcome: Outcome
+        if isinstance(checked, StoreError):
+            self._wait_for_store(item, checked, 0)
+            return
         if isinstance(checked, Failure):
             outcome = checked
         else:
@@ -328,57 +344,66 @@ class Downloader:
 
     def _wait_for_store(self, item: _Item, error: StoreError, size_bytes: int) -> None:
         """A store that fails is no fault of the task, which waits for it."""
-        self._guard.failed(error, size_bytes)
+        if not isinstance(error, SpillLost):
+            self._guard.failed(error, size_bytes)
         self._courier.give_back(item.claimed, item.epoch)
 
-    def _check(self, item: _Item, body: bytearray) -> _Picture | Failure:
-        """All that can be said without decoding. Raises StoreError, see `_mismatch`."""
-        image_format = sniff(body)
+    def _check(self, item: _Item, body: bytearray | Spill) -> _Picture | Failure:
+        """All that can be said without decoding. Raises StoreError, where a file cannot be read or kept."""
+        data = body if isinstance(body, bytearray) else body.read()
+        image_format = sniff(data)
         if image_format is None:
-            return not_image(body)
-        whole, (width, height) = examined(body, image_format)
+            return not_image(data)
+        whole, (width, height) = examined(data, image_format)
         if not whole:
-            return Failure(FailureKind.TRUNCATED, f"{image_format} without its end, {len(body)} bytes", 200)
-        if self._settings.worker.verify_hash != "off":
-            failure = self._mismatch(item, body, self._settings.worker.verify_hash)
-            if failure is not None:
-                return failure
+            return Failure(FailureKind.TRUNCATED, f"{image_format} without its end, {len(data)} bytes", 200)
+        algorithm = self._settings.worker.verify_hash
+        wanted = self._wanted_digest(item) if algorithm != "off" else None
+        if wanted is not None and (found := digest_of(data, algorithm)) != wanted:
+            return self._mismatch(item, body, f"its {algorithm} is {found}")
         most = self._settings.worker.max_pixels
         if self._decoders is not None and width * height > most:
             message = f"{width} by {height} pixels, above the limit of {most}"
             return Failure(FailureKind.NOT_IMAGE, message, 200)
         return _Picture(item, body, image_format, width, height)
 
-    def _mismatch(self, item: _Item, body: bytearray, algorithm: str) -> Failure | None:
+    def _wanted_digest(self, item: _Item) -> str | None:
+        wanted = wanted_digest(item.hash, self._settings.worker.verify_hash)
+        if wanted is None:
+            self._log.debug("hash not verified: the task has none", field=item.claimed.field)
+        return wanted
+
+    def _mismatch(self, item: _Item, body: bytearray | Spill, found: str) -> Failure:
         """The failure of a body that is not the one its task's hash names. Raises StoreError where it is to
         be kept and the store fails.
         """
-        wanted = wanted_digest(item.hash, algorithm)
-        if wanted is None:
-            self._log.debug("hash not verified: the task has none", field=item.claimed.field)
-            return None
-        found = digest_of(body, algorithm)
-        if found == wanted:
-            return None
         kept = ""
         if self._settings.worker.keep_mismatched:
             place = Place(f"{MISMATCHED}/{item.place.folder}".rstrip("/"), item.place.name)
             try:
-                self._store.write(place, body)
+                self._put(place, body)
                 kept = f"; kept as {place.folder}/{place.name}"
             except BadPathError as error:
                 kept = f"; not kept: {error}"
-        return Failure(FailureKind.HASH_MISMATCH, f"its {algorithm} is {found}{kept}", 200)
+        return Failure(FailureKind.HASH_MISMATCH, f"{found}{kept}", 200)
 
     def _keep(self, picture: _Picture) -> Outcome:
         """Into the store with it. Raises StoreError."""
         place = picture.item.place
         try:
-            self._store.write(place, picture.body)
+            self._put(place, picture.body)
         except BadPathError as error:
             return Failure(FailureKind.BAD_PATH, str(error), 200)
         path = f"{place.folder}/{place.name}"
         return Stored(path, picture.format, len(picture.body), picture.width, picture.height)
+
+    def _put(self, place: Place, body: bytearray | Spill) -> None:
+        """Raises BadPathError, StoreError."""
+        if isinstance(body, bytearray):
+            self._store.write(place, body)
+        else:
+            assert isinstance(body, Unfinished)  # the store's own: see `_engine`
+            self._store.finish(place, body)
 
     def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
         if epoch == self._courier.epoch:

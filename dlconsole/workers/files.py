@@ -1,9 +1,7 @@
 """Atomic writes under a root, and never outside it.
 
-A file is written into a folder of its session's own below `<root>/.dlconsole-partial/` and renamed
-into place, so a half file never bears a picture's name. What a killed session leaves in its folder is
-swept by the next one that starts: the folder's lock says whether its owner lives. Safe against
-`kill -9`; not against power loss (no fsync).
+A file is written into a folder of its session's own, see `partial.py`, and renamed into place, so a half
+file never bears a picture's name. Safe against `kill -9`; not against power loss (no fsync).
 
 A nameless file (`O_TMPFILE`) would leave nothing to sweep and measures the same, but NFS and FUSE do
 not have it, so it would be a second way beside this one.
@@ -12,26 +10,33 @@ not have it, so it would be a second way beside this one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import secrets
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
-from dlconsole.errors import BadPathError, StoreError
+from dlconsole.errors import BadPathError, SpillLost, StoreError
+from dlconsole.workers.partial import (
+    FOLDER_FLAGS,
+    NEW_FILE,
+    PARTIAL,
+    PartialFolder,
+    open_or_create,
+    write_all,
+)
 
-PARTIAL: Final = ".dlconsole-partial"
-"""Folder in the root that unfinished files are in."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MISMATCHED: Final = ".dlconsole-mismatched"
 """Folder in the root for bodies that are not what their task's hash says, where they are to be kept."""
 MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
 _NO_PARTS: Final = frozenset({"", ".", ".."})
-_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 _TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST})
 
@@ -86,11 +91,40 @@ class _Folder:
     partial_fd: int
 
 
+class Unfinished:
+    """A body on its way into the store that is too large for memory: a file of the store's own, written
+    piece by piece. It is removed when nobody holds this any more, unless it was finished before.
+    """
+
+    __slots__ = ("_store", "name", "size_bytes", "tree")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.tree: _Tree | None = None
+        """What the store was when this was begun; with that it ends."""
+        self.name = ""
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Add a piece. Raises SpillLost, StoreError."""
+        self._store.append(self, data)
+
+    def read(self) -> bytes:
+        """All of it. Raises SpillLost, StoreError."""
+        return self._store.read(self)
+
+    def __del__(self) -> None:
+        self._store.drop(self)
+
+
 class Store:
-    """A folder that images are written under. Not thread-safe.
+    """A folder that images are written under. Threads may share it: it does one thing at a time.
 
     After a failure nothing of it is held open, so that its filesystem can be unmounted, mended and
-    mounted; whatever is done next opens it anew.
+    mounted; whatever is done next opens it anew. Unfinished bodies do not survive that.
     """
 
     def __init__(self, root: Path, most_open: int = 512) -> None:
@@ -100,6 +134,7 @@ class Store:
         self._device: int | None = None
         """The filesystem it was last opened on; None before that."""
         self._tree: _Tree | None = None
+        self._lock = threading.RLock()
 
     def open(self) -> None:
         """Open the root, made where it is missing, and sweep what killed sessions left. Raises StoreError.
@@ -108,19 +143,21 @@ class Store:
         whose images would fill the disk below. For the same reason another filesystem is taken for the
         store only where it has the store's own folder.
         """
-        self._opened()
+        with self._lock:
+            self._opened()
 
     def check(self) -> None:
         """Raises StoreError where the root's path leads elsewhere by now: unmounted, removed, replaced."""
-        if self._tree is None:
-            return
-        try:
-            in_place = os.path.samestat(os.stat(self.root), os.fstat(self._tree.root_fd))
-        except OSError as error:
-            raise self._failure(error) from error
-        if not in_place:
-            self.close()
-            raise StoreError(f"store {self.root}: its folder was replaced or unmounted")
+        with self._lock:
+            if self._tree is None:
+                return
+            try:
+                in_place = os.path.samestat(os.stat(self.root), os.fstat(self._tree.root_fd))
+            except OSError as error:
+                raise self._failure(error) from error
+            if not in_place:
+                self.close()
+                raise StoreError(f"store {self.root}: its folder was replaced or unmounted")
 
     def write(self, place: Place, data: bytes | bytearray) -> None:
         """Put `data` at `place`, whole or not at all, replacing what is there.
@@ -128,33 +165,78 @@ class Store:
         Raises BadPathError where a link leads out of the root or a folder is in the way of the file
         or a file in the way of a folder, StoreError where the disk fails.
         """
-        tree = self._opened()
+        with self._lock:
+            tree = self._opened()
+            self._put(tree, place, tree.write, data)
+
+    def begin(self) -> Unfinished:
+        """For a body that is too large for memory. The disk is asked for nothing before its first piece."""
+        return Unfinished(self)
+
+    def append(self, file: Unfinished, data: bytes | bytearray) -> None:
+        """Raises StoreError where the disk fails, SpillLost where the store was closed in between."""
+        with self._lock:
+            if not file.name and self._tree is not None:  # a body does not try whether the store is well
+                file.tree, file.name = self._tree, self._tree.new_name()
+            tree = self._tree_of(file)
+            self._try(tree, tree.partial.append, file.name, data, begins=not file.size_bytes)
+            file.size_bytes += len(data)
+
+    def read(self, file: Unfinished) -> bytes:
+        """Raises as `append` does."""
+        with self._lock:
+            tree = self._tree_of(file)
+            return self._try(tree, tree.partial.read, file.name)
+
+    def finish(self, place: Place, file: Unfinished) -> None:
+        """Put the file at `place`, as `write` does; it is an unfinished one no more. Raises as `write` and
+        `append` do.
+        """
+        with self._lock:
+            tree = self._tree_of(file)
+            self._put(tree, place, tree.finish, file.name)
+            file.tree = None
+
+    def drop(self, file: Unfinished) -> None:
+        """Remove what nobody is going to finish."""
+        if file.tree is None:
+            return
+        with self._lock:
+            if file.tree is self._tree:
+                self._tree.partial.remove(file.name)
+
+    def try_write(self, size_bytes: int) -> None:
+        """Write a file of that size and remove it. Raises StoreError where that fails."""
+        with self._lock:
+            tree = self._opened()
+            self._try(tree, tree.try_write, size_bytes)
+
+    def close(self) -> None:
+        """Hold nothing open any more."""
+        with self._lock:
+            tree, self._tree = self._tree, None
+            if tree is not None:
+                tree.close()
+
+    def _put(self, tree: _Tree, place: Place, act: Callable[[Place, T], None], what: T) -> None:
         try:
-            try:
-                tree.write(place, data)
-            except OSError as error:
-                if error.errno not in _TOO_MANY_OPEN or not tree.close_folders():
-                    raise
-                tree.write(place, data)
+            tree.with_files(act, place, what)
         except OSError as error:
             if error.errno in _BAD_PATH:
                 where = f"{place.folder}/{place.name}"[:200]
                 raise BadPathError(f"path cannot be used: {error.strerror}: {where!r}") from error
             raise self._failure(error) from error
 
-    def try_write(self, size_bytes: int) -> None:
-        """Write a file of that size and remove it. Raises StoreError where that fails."""
-        tree = self._opened()
+    def _try(self, tree: _Tree, act: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         try:
-            tree.try_write(size_bytes)
+            return tree.with_files(act, *args, **options)
         except OSError as error:
             raise self._failure(error) from error
 
-    def close(self) -> None:
-        """Hold nothing open any more."""
-        if self._tree is not None:
-            self._tree.close()
-            self._tree = None
+    def _tree_of(self, file: Unfinished) -> _Tree:
+        if self._tree is None or file.tree is not self._tree:
+            raise SpillLost(f"store {self.root}: it was closed, and the unfinished file with it")
+        return self._tree
 
     def _opened(self) -> _Tree:
         if self._tree is None:
@@ -168,7 +250,7 @@ class Store:
 
     def _open_tree(self) -> _Tree:
         real_root = os.path.realpath(self.root)
-        root_fd = os.open(real_root, _FOLDER_FLAGS)
+        root_fd = os.open(real_root, FOLDER_FLAGS)
         try:
             self._device = self._own_device(root_fd)
             return _Tree(real_root, root_fd, self._device, self._most_open)
@@ -205,18 +287,31 @@ class _Tree:
         self._real_root = real_root
         self._device = device
         self._most_open = most_open
-        self._partial = _PartialFolder(root_fd)
+        self.partial = PartialFolder(root_fd)
         self._folders: OrderedDict[str, _Folder] = OrderedDict()
         self._count = 0
 
+    def with_files(self, act: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Do something that opens a file; where there are too many open, with fewer folders of ours."""
+        try:
+            return act(*args, **options)
+        except OSError as error:
+            if error.errno not in _TOO_MANY_OPEN or not self.close_folders():
+                raise
+            return act(*args, **options)
+
+    def new_name(self) -> str:
+        """For an unfinished file; no other one has it, in whatever folder."""
+        self._count += 1
+        return f"{self.partial.name}-{self._count}.part"
+
     def write(self, place: Place, data: bytes | bytearray) -> None:
         folder = self._folder(place.folder)
-        self._count += 1
-        partial = f"{self._partial.name}-{self._count}.part"
-        fd = os.open(partial, _NEW_FILE, 0o666, dir_fd=folder.partial_fd)
+        partial = self.new_name()
+        fd = os.open(partial, NEW_FILE, 0o666, dir_fd=folder.partial_fd)
         try:
             try:
-                _write_all(fd, data)
+                write_all(fd, data)
             finally:
                 os.close(fd)
             os.rename(partial, place.name, src_dir_fd=folder.partial_fd, dst_dir_fd=folder.fd)
@@ -225,19 +320,28 @@ class _Tree:
                 os.unlink(partial, dir_fd=folder.partial_fd)
             raise
 
+    def finish(self, place: Place, partial: str) -> None:
+        """Rename a file of `partial` into place; onto another filesystem it must be copied."""
+        folder = self._folder(place.folder)
+        if folder.partial_fd == self.partial.fd:
+            os.rename(partial, place.name, src_dir_fd=self.partial.fd, dst_dir_fd=folder.fd)
+        else:
+            self.write(place, self.partial.read(partial))
+            self.partial.remove(partial)
+
     def try_write(self, size_bytes: int) -> None:
         """Not of zeros, which some filesystems store as nothing; synced, for some say only then that
         they are full.
         """
-        fd = os.open("trial", _NEW_FILE, 0o666, dir_fd=self._partial.fd)
+        fd = os.open("trial", NEW_FILE, 0o666, dir_fd=self.partial.fd)
         try:
             try:
-                _write_all(fd, os.urandom(size_bytes))
+                write_all(fd, os.urandom(size_bytes))
                 os.fsync(fd)
             finally:
                 os.close(fd)
         finally:
-            os.unlink("trial", dir_fd=self._partial.fd)
+            os.unlink("trial", dir_fd=self.partial.fd)
 
     def close_folders(self) -> bool:
         """There are too many open files: keep none of the folders open, and fewer from now on. Whether that
@@ -252,7 +356,7 @@ class _Tree:
 
     def close(self) -> None:
         self.close_folders()
-        self._partial.close()
+        self.partial.close()
         os.close(self.root_fd)
 
     def _folder(self, path: str) -> _Folder:
@@ -262,7 +366,7 @@ class _Tree:
             return folder
         fd = self._open_folder(path)
         same_device = os.fstat(fd).st_dev == self._device
-        folder = self._folders[path] = _Folder(fd, self._partial.fd if same_device else fd)
+        folder = self._folders[path] = _Folder(fd, self.partial.fd if same_device else fd)
         if len(self._folders) > self._most_open:
             os.close(self._folders.popitem(last=False)[1].fd)
         return folder
@@ -274,7 +378,7 @@ class _Tree:
         for part in folder.split("/") if folder else []:
             walked = f"{walked}/{part}" if walked else part
             try:
-                below = _open_or_create(fd, part)
+                below = open_or_create(fd, part)
             except OSError as error:
                 if error.errno not in {errno.ELOOP, errno.ENOTDIR} or not _is_link(fd, part):
                     raise
@@ -298,84 +402,11 @@ class _Tree:
         fd = os.dup(self.root_fd)
         for part in inside.split("/"):
             try:
-                below = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
+                below = os.open(part, FOLDER_FLAGS, dir_fd=fd)
             finally:
                 os.close(fd)
             fd = below
         return fd
-
-
-class _PartialFolder:
-    """The session's own folder for unfinished files, locked for as long as the session lives."""
-
-    def __init__(self, root_fd: int) -> None:
-        base_fd = _open_or_create(root_fd, PARTIAL)
-        try:
-            _sweep(base_fd)
-            # Another worker that starts may sweep the folder before it is opened, or before it is locked.
-            while not self._make(base_fd):
-                pass
-        except BaseException:
-            os.close(base_fd)
-            raise
-        self._base_fd = base_fd
-
-    def _make(self, base_fd: int) -> bool:
-        self.name = secrets.token_hex(8)
-        os.mkdir(self.name, dir_fd=base_fd)
-        try:
-            self.fd = os.open(self.name, _FOLDER_FLAGS, dir_fd=base_fd)
-        except FileNotFoundError:
-            return False
-        if _lock(self.fd) and os.fstat(self.fd).st_nlink:
-            return True
-        os.close(self.fd)
-        return False
-
-    def close(self) -> None:
-        _remove_folder(self._base_fd, self.name, self.fd)
-        os.close(self.fd)
-        os.close(self._base_fd)
-
-
-def _sweep(base_fd: int) -> None:
-    """Remove the folders of sessions that are gone: nobody holds their lock."""
-    for name in os.listdir(base_fd):
-        try:
-            fd = os.open(name, _FOLDER_FLAGS, dir_fd=base_fd)
-        except OSError:  # no folder, or swept by another worker meanwhile
-            continue
-        try:
-            if _lock(fd):
-                _remove_folder(base_fd, name, fd)
-        finally:
-            os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove_folder(base_fd: int, name: str, fd: int) -> None:
-    with suppress(OSError):  # what cannot be removed now is swept when a store is opened next
-        for file in os.listdir(fd):
-            os.unlink(file, dir_fd=fd)
-        os.rmdir(name, dir_fd=base_fd)
-
-
-def _open_or_create(folder_fd: int, part: str) -> int:
-    try:
-        return os.open(part, _FOLDER_FLAGS, dir_fd=folder_fd)
-    except FileNotFoundError:
-        try:
-            os.mkdir(part, dir_fd=folder_fd)
-        except FileExistsError:  # another worker was quicker, or a link leads nowhere
-            pass
-        return os.open(part, _FOLDER_FLAGS, dir_fd=folder_fd)
 
 
 def _is_link(folder_fd: int, part: str) -> bool:
@@ -384,11 +415,3 @@ def _is_link(folder_fd: int, part: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_all(fd: int, data: bytes | bytearray) -> None:
-    written = os.write(fd, data)
-    if written < len(data):
-        view = memoryview(data)
-        while written < len(view):
-            written += os.write(fd, view[written:])

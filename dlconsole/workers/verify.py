@@ -21,11 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from dlconsole.errors import ConfigError
+from dlconsole.errors import ConfigError, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import ENV_PREFIX, WorkerSettings
 from dlconsole.workers.decoder import ORDER
+from dlconsole.workers.fetch.engine import Spill
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class _Job(Generic[T]):
     """A picture to decode, with the token that its verdict goes out with."""
 
     token: T
-    body: bytes | bytearray
+    body: bytes | bytearray | Spill
     image_format: str
 
 
@@ -146,7 +147,7 @@ class DecoderPool(Generic[T]):
         self._log = log
         self._wake_loop = wake_loop
         self._jobs: queue.SimpleQueue[_Job[T] | None] = queue.SimpleQueue()
-        self._done: deque[tuple[T, Failure | None]] = deque()
+        self._done: deque[tuple[T, Failure | StoreError | None]] = deque()
         self._failure: Exception | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -169,13 +170,17 @@ class DecoderPool(Generic[T]):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, token: T, body: bytes | bytearray, image_format: str) -> None:
-        """Have a picture decoded; `body` must not change any more."""
+    def submit(self, token: T, body: bytes | bytearray | Spill, image_format: str) -> None:
+        """Have a picture decoded; `body` must not change any more. One that is in a file is read when it is
+        its turn, so that what waits takes no memory.
+        """
         self.pending += 1
         self._jobs.put(_Job(token, body, image_format))
 
-    def take(self) -> list[tuple[T, Failure | None]]:
-        """The verdicts since the last call, with their tokens; None: it could be decoded."""
+    def take(self) -> list[tuple[T, Failure | StoreError | None]]:
+        """The verdicts since the last call, with their tokens; None: it could be decoded; StoreError: its
+        file could not be read.
+        """
         if self._failure is not None:
             raise self._failure
         taken = [self._done.popleft() for _ in range(len(self._done))]
@@ -217,23 +222,30 @@ class DecoderPool(Generic[T]):
         """Decode one picture after the other; a process is started when it is needed."""
         decoder: Decoder | None = None
         while (job := self._jobs.get()) is not None:
-            failure, decoder = self._judge(job, decoder)
+            verdict, decoder = self._judge(job, decoder)
             if self._closing.is_set():
                 break
-            self._done.append((job.token, failure))
+            self._done.append((job.token, verdict))
+            del job  # or it would be held until the next one comes
             self._wake_loop()
         if decoder is not None:
             self._drop(decoder)
 
-    def _judge(self, job: _Job[T], decoder: Decoder | None) -> tuple[Failure | None, Decoder | None]:
+    def _judge(
+        self, job: _Job[T], decoder: Decoder | None
+    ) -> tuple[Failure | StoreError | None, Decoder | None]:
         """The verdict on a picture, and the process to go on with, if it lives."""
+        try:
+            body = job.body if isinstance(job.body, (bytes, bytearray)) else job.body.read()
+        except StoreError as error:
+            return error, decoder
         why = ""
         for _ in range(_TRIES):
             decoder = decoder or self._new_decoder()
             if decoder is None:  # closing: nobody waits for the verdict
                 return None, None
             try:
-                return decoder.decode(job.body, job.image_format), decoder
+                return decoder.decode(body, job.image_format), decoder
             except TimeoutError:
                 self._drop(decoder)
                 why = f"decoding took more than {self._settings.verify_timeout_s:g} s"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlconsole.errors import BadPathError, StoreError
+from dlconsole.errors import BadPathError, SpillLost, StoreError
 from dlconsole.workers.files import MISMATCHED, PARTIAL, Store, place_of
 
 
@@ -184,22 +184,29 @@ def half(fd, data):
     real(fd, data[:100])
     os.kill(os.getpid(), signal.SIGKILL)
 os.write = half
-store.write(place_of("/a/x.jpg"), b"y" * 1000)
+if sys.argv[2] == "small":
+    store.write(place_of("/a/x.jpg"), b"y" * 1000)
+else:
+    store.open()
+    store.begin().append(b"y" * 1000)
 """
 
 
-def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", ["small", "large"])
+def test_what_a_killed_worker_leaves_is_swept_and_a_living_ones_is_not(body: str, tmp_path: Path) -> None:
     root = tmp_path / "store"
     living = Store(root)
     living.open()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
+    unfinished = living.begin()
+    unfinished.append(b"of the living")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root), body], check=False)
     assert done.returncode == -9
     assert not (root / "a/x.jpg").exists()
-    assert len(files_in(root / PARTIAL)) == 1
+    assert len(files_in(root / PARTIAL)) == 2
     folders_before = set(os.listdir(root / PARTIAL))
     second = Store(root)
     second.open()
-    assert files_in(root) == []
+    assert len(files_in(root)) == 1 and unfinished.read() == b"of the living"
     assert len(folders_before - set(os.listdir(root / PARTIAL))) == 1
     living.write(place_of("/a/x.jpg"), b"z")
     assert (root / "a/x.jpg").read_bytes() == b"z"
@@ -249,3 +256,105 @@ def test_no_more_folders_are_kept_open_than_it_is_told(tmp_path: Path) -> None:
         store.write(place_of(f"/{i}/b.jpg"), b"picture")
     assert len(os.listdir("/proc/self/fd")) <= before + 5
     store.close()
+
+
+def test_an_unfinished_file_is_renamed_not_copied(store: Store) -> None:
+    file = store.begin()
+    assert files_in(store.root) == []
+    file.append(b"first ")
+    file.append(bytearray(b"second"))
+    assert len(file) == 12 and file.read() == b"first second"
+    (partial,) = (path for path in store.root.rglob("*.part"))
+    inode = partial.stat().st_ino
+    store.write(place_of("/a/b.jpg"), b"old")
+    store.finish(place_of("/a/b.jpg"), file)
+    del file
+    assert files_in(store.root) == ["a/b.jpg"]
+    assert (store.root / "a/b.jpg").read_bytes() == b"first second"
+    assert (store.root / "a/b.jpg").stat().st_ino == inode
+
+
+def test_an_unfinished_file_that_nobody_holds_is_removed_and_holds_nothing_open(store: Store) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    files = [store.begin() for _ in range(50)]
+    for file in files:
+        file.append(b"x")
+    assert len(files_in(store.root)) == 50
+    assert len(os.listdir("/proc/self/fd")) == before
+    del files, file
+    assert files_in(store.root) == []
+
+
+def test_an_unfinished_file_is_for_another_place_when_its_own_is_bad(store: Store) -> None:
+    store.write(place_of("/a"), b"x")
+    file = store.begin()
+    file.append(b"y")
+    with pytest.raises(BadPathError):
+        store.finish(place_of("/a/b.jpg"), file)
+    store.finish(place_of("/b.jpg"), file)
+    assert files_in(store.root) == ["a", "b.jpg"]
+
+
+def test_a_failed_piece_costs_all_unfinished_files_and_no_later_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that went with the store says nothing of how the store is now."""
+    lost, failed = store.begin(), store.begin()
+    lost.append(b"x")
+    failed.append(b"x")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match="No space"):
+        failed.append(b"y")
+    monkeypatch.undo()
+    assert files_in(store.root) == []
+    for _ in range(2):
+        for use in (lambda: lost.append(b"y"), lost.read, lambda: store.finish(place_of("/b.jpg"), lost)):
+            with pytest.raises(SpillLost):
+                use()
+        with pytest.raises(SpillLost):
+            store.begin().append(b"x")  # while the store is closed: it is not for a body to open it
+        store.open()
+        kept = store.begin()
+        kept.append(b"z")
+        with pytest.raises(SpillLost):
+            lost.append(b"y")
+        assert kept.read() == b"z"
+        store.close()
+
+
+def test_an_unfinished_file_is_copied_to_another_filesystem(store: Store) -> None:
+    (store.root / "other").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(store.root / "other")]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a filesystem needs root")
+    try:
+        file = store.begin()
+        file.append(b"picture")
+        store.finish(place_of("/other/a.jpg"), file)
+        assert files_in(store.root) == ["other/a.jpg"]
+        assert (store.root / "other/a.jpg").read_bytes() == b"picture"
+        store.close()
+    finally:
+        subprocess.run(["umount", "--lazy", str(store.root / "other")], check=True)
+
+
+def test_threads_write_unfinished_files_while_the_store_is_at_work(store: Store) -> None:
+    def fetch(number: int) -> None:
+        for _ in range(30):
+            file = store.begin()
+            for piece in range(10):
+                file.append(bytes([number, piece]) * 500)
+            if number % 2:
+                store.finish(place_of(f"/{number}.jpg"), file)
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(fetch, number) for number in range(8)]:
+            done.result()
+    assert files_in(store.root) == ["1.jpg", "3.jpg", "5.jpg", "7.jpg"]
+    for number in (1, 3, 5, 7):
+        wanted = b"".join(bytes([number, piece]) * 500 for piece in range(10))
+        assert (store.root / f"{number}.jpg").read_bytes() == wanted

@@ -43,8 +43,11 @@ def test_a_decoder_begins_with_nothing_of_ours() -> None:
 )
 def test_a_worker_loads_the_library_of_its_engine_only(engine: str, its_own: str, the_other: str) -> None:
     code = "".join(f"import {name}\n" for name in WORKER)
-    code += "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import _engine\n"
-    loaded = loaded_by(f"{code}_engine(Settings(worker={{'engine': {engine!r}}}), bool).close()")
+    code += (
+        "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import Store, _engine\n"
+    )
+    code += f"settings = Settings(worker={{'engine': {engine!r}}})\n"
+    loaded = loaded_by(f"{code}_engine(settings, bool, Store(settings.worker.store_dir)).close()")
     assert its_own in loaded
     assert the_other not in loaded
 

@@ -1,7 +1,8 @@
 """One answer as it comes in, and what becomes of it: the same for every engine.
 
 An engine puts the head's lines into `headers` as they came and hands the body's pieces to `write`; how
-they travel is its own matter. What the head alone decides (an error status, an opt-out, a length that
+they travel is its own matter. Of a body that grows large only the last piece is in memory, the rest in a
+file. What the head alone decides (an error status, an opt-out, a length that
 is too large) stays decided, however the body goes wrong.
 """
 
@@ -13,9 +14,10 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urljoin
 
+from dlconsole.errors import StoreError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
-from dlconsole.workers.fetch.engine import Fetched
+from dlconsole.workers.fetch.engine import Buffers, Fetched, NotKept, Spill
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
 from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
 
@@ -33,13 +35,17 @@ class Receiver:
     __slots__ = (
         "_agent",
         "_begun",
+        "_buffers",
         "_discarded",
         "_failure",
         "_least_bytes",
         "_max_bytes",
         "_max_header_bytes",
+        "_not_kept",
         "_refused",
+        "_room",
         "_sniffed",
+        "_spill",
         "_window_at",
         "_window_bytes",
         "_window_s",
@@ -48,8 +54,9 @@ class Receiver:
         "status",
     )
 
-    def __init__(self, settings: FetchSettings) -> None:
+    def __init__(self, settings: FetchSettings, buffers: Buffers) -> None:
         self.headers = bytearray()
+        self._buffers = buffers
         self._least_bytes = settings.min_bytes_per_s * settings.min_rate_window_s
         self._window_s = settings.min_rate_window_s
         self._max_bytes = settings.max_bytes
@@ -60,6 +67,11 @@ class Receiver:
     def reset_answer(self) -> None:
         """Forget the last answer; `headers` stays the same object."""
         self.body = bytearray()
+        """What of it is not in the file."""
+        self._spill: Spill | None = None
+        self._room = min(self._buffers.body_bytes, self._max_bytes)
+        """How large `body` may become before something is to be done about it."""
+        self._not_kept: NotKept | None = None
         del self.headers[:]
         self.status = 0
         """Of the last head, once that is complete and has been looked at."""
@@ -75,6 +87,11 @@ class Receiver:
     def enough(self) -> bool:
         """Whether nothing of the body is wanted any more."""
         return self._refused and self._discarded >= _DISCARD_BYTES
+
+    @property
+    def has_body(self) -> bool:
+        """Whether anything of a body has come that is kept."""
+        return bool(self.body) or self._spill is not None
 
     def look_at_headers(self) -> None:
         """Once they are complete: of what they refuse, little more is read. More than once does nothing."""
@@ -106,7 +123,7 @@ class Receiver:
         when the request is on its way, then several times a window. (libcurl's own measure begins with
         the first byte.)
         """
-        received = len(self.body) + self._discarded
+        received = self._kept_bytes + self._discarded
         if not self._window_at or received - self._window_bytes >= self._least_bytes:
             self._window_at, self._window_bytes = now, received
         elif now - self._window_at >= self._window_s:
@@ -132,14 +149,35 @@ class Receiver:
                 self._refused = True
                 self._discarded = len(body)
                 del body[SNIFF_BYTES:]
-        if len(body) > self._max_bytes:
-            return self._too_large(f"more than {self._max_bytes} bytes")
+        if len(body) > self._room:
+            return self._make_room()
         return None
 
-    def decided(self, url: str) -> Failure | str | None:
-        """What the head or the body's beginning decides alone: a failure, or the URL of a redirect. None
-        while the rest of the body matters, or the head is not complete.
+    @property
+    def _kept_bytes(self) -> int:
+        return len(self.body) + (len(self._spill) if self._spill is not None else 0)
+
+    def _make_room(self) -> int | None:
+        """For a body that has outgrown memory, or the cap; as `write`."""
+        if self._kept_bytes > self._max_bytes:
+            return self._too_large(f"more than {self._max_bytes} bytes")
+        try:
+            if self._spill is None:
+                self._spill = self._buffers.new_spill()
+            self._spill.append(self.body)
+        except StoreError as error:
+            self._not_kept = NotKept(error, self._kept_bytes)
+            return self._refuse_rest()
+        self.body = bytearray()
+        self._room = min(self._buffers.body_bytes, self._max_bytes - len(self._spill))
+        return None
+
+    def decided(self, url: str) -> Failure | NotKept | str | None:
+        """What the head or the body's beginning decides alone: a failure, or the URL of a redirect; or that
+        the store failed. None while the rest of the body matters, or the head is not complete.
         """
+        if self._not_kept is not None:
+            return self._not_kept
         if self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes:
             self.look_at_headers()
         if self._failure is not None or self.status <= 200:
@@ -151,14 +189,18 @@ class Receiver:
         retry_after_s = _retry_after_s(self.headers)
         return Failure(FailureKind.HTTP_STATUS, f"HTTP {self.status}", self.status, retry_after_s)
 
-    def outcome(self, url: str) -> Fetched | Failure | str:
+    def outcome(self, url: str) -> Fetched | Failure | NotKept | str:
         """What becomes of an answer that came to its end; text is the URL of a redirect."""
         decided = self.decided(url)
         if decided is not None:
             return decided
         if self.status != 200:
             return Failure(FailureKind.CONNECT, "the connection was closed before the end of the headers")
-        return Fetched(url, 200, self.body)
+        if self._spill is None:
+            return Fetched(url, 200, self.body)
+        if self.body:
+            self._make_room()
+        return self._not_kept or Fetched(url, 200, self._spill)
 
     def _length_failure(self, lower: bytearray) -> Failure | None:
         """Of a length that is one, and too large; those that are none, or differ, the engines refuse."""
@@ -173,9 +215,13 @@ class Receiver:
 
     def _too_large(self, message: str) -> int:
         self._failure = Failure(FailureKind.TOO_LARGE, message, 200)
+        return self._refuse_rest()
+
+    def _refuse_rest(self) -> int:
         self._refused = True
         self._discarded = _DISCARD_BYTES
         self.body = bytearray()
+        self._spill = None
         return 0
 
     def _opt_out(self, lower: bytearray) -> Failure | None:

@@ -23,7 +23,7 @@ from dlconsole.services import descriptors
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
 from dlconsole.workers.fetch.urls import Target
 
@@ -80,8 +80,8 @@ class _Transfer(Receiver, Generic[T]):
 
     __slots__ = ("blocked", "fetch", "handle", "resolved")
 
-    def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: FetchSettings, guard: AddressGuard, buffers: Buffers) -> None:
+        super().__init__(settings, buffers)
         self.handle = pycurl.Curl()
         self.handle.transfer = self
         self.fetch: Fetch[T] | None = None
@@ -89,8 +89,7 @@ class _Transfer(Receiver, Generic[T]):
         self.resolved = False
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
-        # Called for each line, ten times a fetch: no Python in it. libcurl ends an answer at 300 KB of them.
-        self.handle.setopt(pycurl.HEADERFUNCTION, self.headers.extend)
+        self.handle.setopt(pycurl.HEADERFUNCTION, _header_taker(self.headers, settings.max_header_bytes))
         if not settings.proxy:
             self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
 
@@ -104,6 +103,18 @@ class _Transfer(Receiver, Generic[T]):
             return _Descriptor(socket.socket(address.family, address.socktype, address.protocol).detach())
 
         return open_socket
+
+
+def _header_taker(headers: bytearray, most_bytes: int) -> Callable[[bytes], int | None]:
+    """Called for each line, ten times a fetch: as little Python as can be. Without it libcurl goes on up to
+    300 KB, and keeps as much once more for itself.
+    """
+
+    def take(line: bytes) -> int | None:
+        headers.extend(line)
+        return 0 if len(headers) > most_bytes else None
+
+    return take
 
 
 def _configure(handle: Any, settings: FetchSettings) -> None:
@@ -137,6 +148,7 @@ class CurlEngine(Hops[T]):
         dns: DnsSettings,
         concurrency: int,
         is_parked: Callable[[str], bool] = nobody_is_parked,
+        buffers: Buffers = IN_MEMORY,
     ) -> None:
         """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
@@ -148,7 +160,9 @@ class CurlEngine(Hops[T]):
         self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
-        self._all: list[_Transfer[T]] = [_Transfer(settings, self._guard) for _ in range(concurrency)]
+        self._all: list[_Transfer[T]] = [
+            _Transfer(settings, self._guard, buffers) for _ in range(concurrency)
+        ]
         self._idle = list(self._all)
         self._idle_fds: set[int] = set()
 
@@ -215,7 +229,7 @@ class CurlEngine(Hops[T]):
             if fetch is None or not handle.getinfo(pycurl.PRETRANSFER_TIME):
                 continue
             # 200: not of an informational head, nor of a proxy's, behind which another comes.
-            if not transfer.body and handle.getinfo(pycurl.RESPONSE_CODE) == 200:
+            if not transfer.has_body and handle.getinfo(pycurl.RESPONSE_CODE) == 200:
                 decided = transfer.decided(fetch.target.url)
                 if decided is not None and transfer.enough:
                     self._finish(transfer, decided)
@@ -256,7 +270,6 @@ class CurlEngine(Hops[T]):
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         transfer = self._idle[-1]
-        transfer.reset_answer()
         transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
@@ -292,7 +305,7 @@ class CurlEngine(Hops[T]):
             for handle, code, message in failed:
                 self._finish(handle.transfer, self._failure(handle.transfer, code, message))
 
-    def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | str) -> None:
+    def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """Free the handle, and go on."""
         fetch = transfer.fetch
         if fetch is not None and self.timings.wants_sample:
@@ -316,11 +329,11 @@ class CurlEngine(Hops[T]):
             total_s=handle.getinfo(pycurl.TOTAL_TIME),
         )
 
-    def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | str:
+    def _answer(self, transfer: _Transfer[T]) -> Fetched | Failure | NotKept | str:
         assert transfer.fetch is not None
         return transfer.outcome(transfer.fetch.target.url)
 
-    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | str:
+    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | NotKept | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         assert transfer.fetch is not None
@@ -336,7 +349,7 @@ class CurlEngine(Hops[T]):
 
     def _release(self, transfer: _Transfer[T]) -> None:
         transfer.fetch = None
-        transfer.body = bytearray()
+        transfer.reset_answer()  # an idle handle holds nothing
         self._idle.append(transfer)
 
     def _on_socket(self, what: int, fd: int, _multi: Any, _data: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
+from dlconsole.errors import StoreError
 from dlconsole.model import Failure
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target
@@ -13,12 +15,50 @@ from dlconsole.workers.fetch.urls import Target
 T = TypeVar("T")
 
 
+class Spill(Protocol):
+    """A body that is too large for memory, in a file that is gone when nobody holds this any more.
+    Raises StoreError, whatever it is asked for.
+    """
+
+    def __len__(self) -> int: ...
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Add a piece."""
+
+    def read(self) -> bytes:
+        """All of it, at once: whoever reads holds one at a time."""
+
+
+class Buffers(NamedTuple):
+    """How much of each body is kept in memory, and what makes the file that a larger one goes to. An engine
+    may ask for both in any thread.
+    """
+
+    body_bytes: int
+    new_spill: Callable[[], Spill]
+
+
+def _no_spill() -> NoReturn:
+    raise StoreError("there is no store")
+
+
+IN_MEMORY: Final = Buffers(2**31, _no_spill)
+"""For an engine that is used without a store: no body that it takes is as large."""
+
+
 class Fetched(msgspec.Struct, frozen=True, gc=False):
     """A body that arrived whole with status 200, after redirects."""
 
     url: str
     status: int
-    body: bytearray
+    body: bytearray | Spill
+
+
+class NotKept(msgspec.Struct, frozen=True, gc=False):
+    """The store failed while a large body went into it. That says nothing of the task."""
+
+    error: StoreError
+    size_bytes: int
 
 
 class TurnedAway(msgspec.Struct, frozen=True, gc=False):
@@ -31,7 +71,7 @@ class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """
 
     token: T
-    outcome: Fetched | Failure | TurnedAway
+    outcome: Fetched | Failure | TurnedAway | NotKept
     host: str
 
 

@@ -20,7 +20,7 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
-from dlconsole.workers.fetch.engine import Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import Target, target_of
 
@@ -144,7 +144,7 @@ class Hops(ABC, Generic[T]):
             fetch.addresses = answer.addresses
             self._ready.append(fetch)
 
-    def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | str) -> None:
+    def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """A hop has ended; text is a redirect's target."""
         if isinstance(outcome, str):
             self._hop(fetch, outcome)
@@ -167,7 +167,7 @@ class Hops(ABC, Generic[T]):
             else:
                 self._look_up(fetch)
 
-    def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway) -> None:
+    def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
         self._ended.append(Result(fetch.token, outcome, fetch.target.host))
 
     def _take_ended(self) -> list[Result[T]]:

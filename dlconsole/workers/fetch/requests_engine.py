@@ -21,13 +21,13 @@ from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import Fetched, Result
+from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
 from dlconsole.workers.fetch.requests_session import Cut, Hop, Line, Session, tls_context
 
 T = TypeVar("T")
 
-_READ_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 16 * 1024
 _LOOK_S: Final = 0.1
 """How often the limits of what runs are looked at."""
 _JOIN_S: Final = 2.0
@@ -43,6 +43,7 @@ class RequestsEngine(Hops[T]):
         dns: DnsSettings,
         concurrency: int,
         is_parked: Callable[[str], bool] = nobody_is_parked,
+        buffers: Buffers = IN_MEMORY,
     ) -> None:
         """Raises ConfigError, see `Hops`; also for a proxy that requests cannot use."""
         if settings.proxy.startswith("socks"):
@@ -51,12 +52,13 @@ class RequestsEngine(Hops[T]):
         super().__init__(settings, dns, self._epoll, is_parked)
         self._context = tls_context(settings)
         self._concurrency = concurrency
+        self._buffers = buffers
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._running: set[Hop[T]] = set()
         self._jobs: SimpleQueue[Hop[T] | None] = SimpleQueue()
-        self._done: deque[tuple[Hop[T], Fetched | Failure | str]] = deque()
+        self._done: deque[tuple[Hop[T], Fetched | Failure | NotKept | str]] = deque()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -147,18 +149,22 @@ class RequestsEngine(Hops[T]):
     # -- the threads -----------------------------------------------------------------------
 
     def _work(self) -> None:
-        line = Line(self._settings, self._guard)
+        line = Line(self._settings, self._guard, self._buffers)
         with Session(line, self._context, self._settings) as session:
             while (hop := self._jobs.get()) is not None:
-                line.hop, hop.receiver = hop, line.receiver
-                outcome = self._outcome(session, line, hop)
-                hop.let_go()
-                line.receiver.reset_answer()  # the body is the outcome's alone
-                self._done.append((hop, outcome))
+                self._run(session, line, hop)
                 with self._wake_lock:
                     self.wake()
 
-    def _outcome(self, session: Session, line: Line, hop: Hop[T]) -> Fetched | Failure | str:
+    def _run(self, session: Session, line: Line, hop: Hop[T]) -> None:
+        """One hop; a thread that waits for the next holds nothing of its body."""
+        line.hop, hop.receiver = hop, line.receiver
+        outcome = self._outcome(session, line, hop)
+        hop.let_go()
+        line.receiver.reset_answer()  # the body is the outcome's alone
+        self._done.append((hop, outcome))
+
+    def _outcome(self, session: Session, line: Line, hop: Hop[T]) -> Fetched | Failure | NotKept | str:
         while True:
             line.receiver.reset_answer()
             try:
@@ -183,7 +189,7 @@ class RequestsEngine(Hops[T]):
                 receiver.write(data)
 
 
-def _failure(receiver: Receiver, hop: Hop[Any], error: Exception) -> Failure | str:
+def _failure(receiver: Receiver, hop: Hop[Any], error: Exception) -> Failure | NotKept | str:
     """What an exception means: what the answer had decided before, what the loop or the guard knows, or by
     the error that began it.
     """

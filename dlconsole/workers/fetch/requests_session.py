@@ -37,6 +37,7 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, literal_address
 from dlconsole.workers.fetch.answer import Receiver
+from dlconsole.workers.fetch.engine import Buffers
 from dlconsole.workers.fetch.hops import Fetch
 from dlconsole.workers.fetch.http1 import StrictResponse
 from dlconsole.workers.fetch.timings import Timings
@@ -156,9 +157,9 @@ class Hop(Generic[T]):
 class Line:
     """What a thread's session, its connections and its answers know of each other."""
 
-    def __init__(self, settings: FetchSettings, guard: AddressGuard) -> None:
+    def __init__(self, settings: FetchSettings, guard: AddressGuard, buffers: Buffers) -> None:
         self.hop: Hop[Any]
-        self.receiver = Receiver(settings)
+        self.receiver = Receiver(settings, buffers)
         self._guard = guard
         self._max_header_bytes = settings.max_header_bytes
 

@@ -290,6 +290,9 @@ def headers() -> Iterator[Case]:
     )
     yield Case("headers just too large", Kind.CONNECT, cap,
                sends(head(*["X: " + "x" * 1000] * (MAX_HEADER_BYTES // 1000 + 1), SIZED), PICTURE))  # fmt: skip
+    yield Case("headers too large, then silence", Kind.CONNECT, "nobody waits for more of them",
+               then(b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"x" * 1000 + b"\r\n") * (MAX_HEADER_BYTES // 1000 + 9),
+                    act=hang))  # fmt: skip
     yield Case(
         "trailers without end",
         Kind.CONNECT,
