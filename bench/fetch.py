@@ -32,7 +32,7 @@ MODULES: Final = {
     "bench.fetch_hosts": ("hosts",),
     "bench.fetch_tls": ("tls",),
     "bench.fetch_dns": ("dns",),
-    "bench.fetch_memory": ("memory",),
+    "bench.fetch_resident": ("memory", "flat"),
 }
 """Each has `measure(bench, wanted)`, which gives the rows that are wanted, or raises RigError."""
 ROWS: Final = tuple(row for rows in MODULES.values() for row in rows)
@@ -79,7 +79,6 @@ def _measured(bench: Bench, wanted: set[str]) -> Iterator[Row]:
         started = time.monotonic()
         progress(f"{', '.join(todo)}:")
         for row in _rows_of(name, bench, wanted):
-            todo.remove(row.name)
             progress(f"  {row.name}: {row.verdict}")
             yield row
         progress(f"  {time.monotonic() - started:.0f} s")
@@ -88,16 +87,11 @@ def _measured(bench: Bench, wanted: set[str]) -> Iterator[Row]:
 def _rows_of(module: str, bench: Bench, wanted: set[str]) -> Iterator[Row]:
     """A module's rows; what it cannot measure is said in place of each that is still owed."""
     owed = [row for row in MODULES[module] if row in wanted]
+    measure: Callable[[Bench, set[str]], Iterable[Row]] = import_module(module).measure
     try:
-        measure: Callable[[Bench, set[str]], Iterable[Row]] = import_module(module).measure
         for row in measure(bench, wanted):
             owed.remove(row.name)
             yield row
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        for name in owed:
-            yield Row(name, name, why=f"{module} is not there")
     except RigError as error:
         for name in owed:
             yield Row(name, name, why=str(error), broken=True)

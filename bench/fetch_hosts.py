@@ -30,7 +30,9 @@ def measure(bench: Bench, _wanted: set[str]) -> Iterator[Row]:
     """The row. Raises RigError."""
     count = CONCURRENCY * TURNS
     with late_web(bench.pictures, LATENCY_S, bench.cores.server) as web:
-        urls = bench.url_file("hosts", [f"http://{_host(i)}:{web.port}{picture_path(i)}" for i in range(count)])
+        urls = bench.url_file(
+            "hosts", [f"http://{_host(i)}:{web.port}{picture_path(i)}" for i in range(count)]
+        )
         errand = Errand(urls, count, CONCURRENCY, FetchSettings(allow_networks=LOOPBACK))
         order = Order("epoll", str(urls), count, str(bench.memory), CONCURRENCY)
         busy_s = web.cpu_s()

@@ -69,7 +69,9 @@ def run(bench: Bench, python: str, order: Order, *, keep: bool) -> Result:
                 raise RigError(f"img2dataset ended with status {code}: {words.read()[-2000:].strip()}")
         said = json.loads(noted.read_text(encoding="utf-8"))
         if said["successes"] != order.count:
-            raise RigError(f"img2dataset stored {said['successes']:,} of {order.count:,}: {said['status_dict']}")
+            raise RigError(
+                f"img2dataset stored {said['successes']:,} of {order.count:,}: {said['status_dict']}"
+            )
         good = Errand(Path(order.urls), order.count).good()
         check_pictures((out / "store").rglob("*.jpg"), good, bench.pictures)
         return Result(said["end_time"] - said["start_time"], 0.0, said["successes"])

@@ -32,6 +32,8 @@ from dlconsole.settings import DnsSettings, FetchSettings, RetrySettings, Settin
 LOOPBACK: Final = ("127.0.0.0/8",)
 POLL_S: Final = 0.005
 RUN_S: Final = 120.0
+_FROM_LOOPBACK: Final = FetchSettings(allow_networks=LOOPBACK)
+_DNS_AS_SHIPPED: Final = DnsSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ class Errand:
     urls: Path
     count: int
     concurrency: int = 64
-    fetch: FetchSettings = FetchSettings(allow_networks=LOOPBACK)
-    dns: DnsSettings = DnsSettings()
+    fetch: FetchSettings = _FROM_LOOPBACK
+    dns: DnsSettings = _DNS_AS_SHIPPED
     may_lose: int = 0
 
     def good(self) -> list[str]:
@@ -191,35 +193,6 @@ class Bench:
             result = _timed(running, errand.count, len(good), errand.may_lose)
             self.finish(running, errand)
             return result
-
-    @contextmanager
-    def running(
-        self, errand: Errand, store: Path, *cores: int, keep: bool = False, redis_url: str = ""
-    ) -> Iterator[Running]:
-        """Start a worker process on each of these cores; ended on the way out."""
-        with new_folder(store, keep=keep) as out, ExitStack() as stack:
-            settings = Settings(
-                redis=redis_url or self.redis_url,
-                dataset="bench",
-                worker=WorkerSettings(
-                    store_dir=out / "store", processes=len(cores), concurrency=errand.concurrency
-                ),
-                fetch=errand.fetch,
-                dns=errand.dns,
-                retry=RetrySettings(max_attempts=1),  # a dead name is to end within the run
-            )
-            words = stack.enter_context((out / "log").open("w+"))
-            client = stack.enter_context(connect(settings.redis, name="bench"))
-            client.flushall()
-            _feed_first(errand, out / "urls", settings)
-            logger = log.configure(settings.log, words)
-            group = WorkerGroup(settings, logger, until_empty=True, stderr=words.buffer)
-            stack.callback(_end, group)
-            with on_core(*cores):
-                group.tend()
-            for pid, core in zip(group.pids, cores, strict=True):  # before it has a second thread
-                os.sched_setaffinity(pid, {core})
-            yield Running(client, Keys(settings.dataset), group, out, words)
 
     def finish(self, running: Running, errand: Errand) -> None:
         """Wait for the worker's end, and compare every file. Raises RigError where one is missing or other."""

@@ -34,7 +34,9 @@ def measure(bench: Bench, _wanted: set[str]) -> Iterator[Row]:
         nginx(bench.pictures, bench.cores.server, certificate=certificate) as port,
         name_server(bench.cores.server) as resolver,
     ):
-        urls = bench.url_file("tls", [f"https://h{i}.{_DOMAIN}:{port}{picture_path(i)}" for i in range(_COUNT)])
+        urls = bench.url_file(
+            "tls", [f"https://h{i}.{_DOMAIN}:{port}{picture_path(i)}" for i in range(_COUNT)]
+        )
         fetch = FetchSettings(allow_networks=LOOPBACK, ca_file=trusted)
         errand = Errand(urls, _COUNT, n, fetch, DnsSettings(resolvers=(resolver,)))
         order = Order(

@@ -217,9 +217,7 @@ def filesystem(path: Path) -> str:
 
 
 @contextmanager
-def child(
-    arguments: Sequence[str | Path], *cores: int, **options: Any
-) -> Iterator[subprocess.Popen[str]]:
+def child(arguments: Sequence[str | Path], *cores: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A process on these cores; ended, and waited for, on the way out. Ctrl-C reaches it through us only."""
     with on_core(*cores):
         process = subprocess.Popen([str(a) for a in arguments], text=True, process_group=0, **options)
