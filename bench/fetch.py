@@ -21,7 +21,18 @@ from typing import Any, Final
 
 from bench.fetch_img2dataset import VARIABLE
 from bench.fetch_rig import Bench, Row
-from bench.rig import EXIT_CANNOT, EXIT_FAIL, Cores, RigError, folder, machine, on_core, progress, run
+from bench.rig import (
+    EXIT_CANNOT,
+    EXIT_FAIL,
+    Cores,
+    NotHere,
+    RigError,
+    folder,
+    machine,
+    on_core,
+    progress,
+    run,
+)
 from bench.webs import PICTURE_BYTES, make_pictures
 from dlconsole.services.connection import connect
 from dlconsole.services.private_redis import PrivateRedis
@@ -41,7 +52,7 @@ _ROOM_BYTES: Final = 2**26
 
 
 def main() -> int:
-    """Measure and print; EXIT_FAIL below a floor, EXIT_CANNOT where a row could not be measured."""
+    """Measure and print; EXIT_FAIL below a floor, EXIT_CANNOT where measuring went wrong."""
     args = _arguments()
     cores, usable = Cores.of_this_machine(), tuple(sorted(os.sched_getaffinity(0)))
     needs_bytes = int(1.3 * max(args.tasks, 20_480) * PICTURE_BYTES) + _ROOM_BYTES
@@ -94,7 +105,7 @@ def _rows_of(module: str, bench: Bench, wanted: set[str]) -> Iterator[Row]:
             yield row
     except RigError as error:
         for name in owed:
-            yield Row(name, name, why=str(error), broken=True)
+            yield Row(name, name, why=str(error), broken=not isinstance(error, NotHere))
 
 
 def _arguments() -> argparse.Namespace:

@@ -19,7 +19,7 @@ from typing import Final
 from bench.contenders import Order, Result
 from bench.fetch_hosts import CONCURRENCY, LATENCY_S, ROUNDS
 from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, compared, in_turns
-from bench.rig import Ratio, RigError, paired, progress
+from bench.rig import NotHere, Ratio, RigError, paired, progress
 from bench.webs import DEAD, late_web, name_server, picture_path
 from dlconsole.settings import DnsSettings, FetchSettings
 
@@ -85,7 +85,7 @@ def _of_worker(bench: Bench, port: int, resolver: str) -> dict[str, list[Result]
 
 def _of_libcurl(bench: Bench, port: int) -> dict[str, list[Result]]:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
-        raise RigError("another resolv.conf for one process takes root and unshare")
+        raise NotHere("another resolv.conf for one process takes root and unshare")
     settings = bench.memory / "resolv.conf"
     settings.write_text(f"nameserver {_RESOLVER}\noptions timeout:{TIMEOUT_S} attempts:1\n", encoding="utf-8")
     alone = [

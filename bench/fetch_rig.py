@@ -39,7 +39,7 @@ _DNS_AS_SHIPPED: Final = DnsSettings()
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table: its ratio, or why there is none. `lines` and `figures` are what stands behind it,
-    for people and for machines; `broken`: it should have been measured here.
+    for people and for machines; `broken`: it could have been measured here.
     """
 
     name: str

@@ -34,7 +34,7 @@ from bench.fetch_rig import (
     in_turns,
 )
 from bench.quota import quotas
-from bench.rig import Ratio, RigError, on_core, wait_for
+from bench.rig import NotHere, Ratio, RigError, on_core, wait_for
 from bench.webs import nginx, picture_path
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import FetchSettings
@@ -54,7 +54,7 @@ class Scale:
     def __init__(self, bench: Bench) -> None:
         cores = bench.usable
         if len(cores) < 2:
-            raise RigError("two processes need two cores")
+            raise NotHere("two processes need two cores")
         self.enough = len(cores) >= _CORES_FOR_ALL
         self.share = 1.0 if self.enough else _SHARE
         self.workers = cores[-2:]

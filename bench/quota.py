@@ -12,17 +12,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.rig import RigError
+from bench.rig import NotHere
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_PERIOD_US: Final = 10_000
-"""Short, so that a process that has used up its share waits for milliseconds, not for tenths of a second."""
+_PERIOD_US: Final = 50_000
+"""Long enough for a stretch of work with warm caches, short enough for many of them in a second."""
 _EMPTY_S: Final = 5.0
 
 
 @contextmanager
 def quotas(pids: Sequence[int], share: float) -> Iterator[None]:
-    """Each process, with its threads, gets at most `share` of a core. Raises RigError where that cannot be."""
+    """Each process, with its threads, gets at most `share` of a core. Raises NotHere where that cannot be."""
     with ExitStack() as stack:
         for pid in pids:
             group = stack.enter_context(_group(f"dlconsole-bench-{pid}"))
@@ -35,7 +35,7 @@ def quotas(pids: Sequence[int], share: float) -> Iterator[None]:
                     (group / "cpu.cfs_quota_us").write_text(str(quota_us))
                 (group / "cgroup.procs").write_text(str(pid))
             except OSError as error:
-                raise RigError(f"no CPU quota can be set in {group}: {error.strerror}") from error
+                raise NotHere(f"no CPU quota can be set in {group}: {error.strerror}") from error
         yield
 
 
@@ -45,7 +45,7 @@ def _group(name: str) -> Iterator[Path]:
     try:
         group.mkdir()
     except OSError as error:
-        raise RigError(f"no control group can be made in {group.parent}: {error.strerror}") from error
+        raise NotHere(f"no control group can be made in {group.parent}: {error.strerror}") from error
     try:
         yield group
     finally:
@@ -72,7 +72,7 @@ def _controller() -> Path:
             return place
         if kind == "cgroup2" and "cpu" in _controllers(place):
             return place
-    raise RigError("no control group here rations CPU time")
+    raise NotHere("no control group here rations CPU time")
 
 
 def _controllers(place: Path) -> list[str]:

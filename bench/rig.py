@@ -33,6 +33,10 @@ class RigError(Exception):
     """The benchmark cannot be run, or what was measured did not do its work."""
 
 
+class NotHere(RigError):
+    """Something that a measurement needs is not on this machine."""
+
+
 # -- output --------------------------------------------------------------------------------------
 
 

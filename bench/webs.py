@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 from PIL import Image
 
-from bench.rig import RigError, child, free_port, nginx_binary, wait_for
+from bench.rig import NotHere, RigError, child, free_port, nginx_binary, wait_for
 
 PICTURES: Final = 100
 PICTURE_BYTES: Final = 41_000
@@ -117,6 +117,7 @@ http {{
 _TLS: Final = """\
 ssl_certificate {chain};
 ssl_certificate_key {key};
+ssl_protocols TLSv1.2 TLSv1.3;
 ssl_session_cache off;
 ssl_session_tickets off;
 """
@@ -125,10 +126,10 @@ ssl_session_tickets off;
 
 @contextmanager
 def nginx(pictures: Path, *cores: int, certificate: Certificate | None = None) -> Iterator[int]:
-    """nginx with one process, serving these pictures; its port. Raises RigError where it is not installed."""
+    """nginx with one process, serving these pictures; its port. Raises NotHere where it is not installed."""
     binary = nginx_binary()
     if binary is None:
-        raise RigError("nginx is not installed (Debian/Ubuntu: apt-get install nginx-light)")
+        raise NotHere("nginx is not installed (Debian/Ubuntu: apt-get install nginx-light)")
     port = free_port()
     root = pictures.parent / f"nginx-{port}"
     root.mkdir()
