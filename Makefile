@@ -36,6 +36,11 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 	@$(PIP) install -r requirements/dev.txt || { echo "Could not install the tools: is a package index reachable? (pip's own message is above)" >&2; exit 1; }
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
+	@echo "Installing what the benchmarks compare with ..."
+	@$(PIP) install -r requirements/bench.txt || { echo "Could not install them: is a package index reachable? (pip's own message is above)" >&2; exit 1; }
+	@touch $@
+
 demo: $(VENV)/.run
 	@$(BIN)/dlconsole demo $(DEMO_ARGS)
 
@@ -62,7 +67,7 @@ format: $(VENV)/.dev
 snapshots: $(VENV)/.dev
 	@$(BIN)/python -m pytest tests/console --snapshot-update
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	@$(BIN)/python bench/feed.py
 	@$(BIN)/python bench/fetch.py
 	@$(BIN)/python bench/images.py
@@ -72,6 +77,7 @@ bench: $(VENV)/.dev
 lock:
 	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements/run.txt
 	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --group bench -c requirements/run.txt pyproject.toml -o requirements/bench.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

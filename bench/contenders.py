@@ -9,145 +9,121 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
 
-import io
 import json
 import os
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from importlib import import_module
+from typing import Final
 
 BUFFER_BYTES: Final = 256 * 1024
 _FLAGS: Final = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
 
+ENGINES: Final = {
+    "perform": ("bench.contenders_curl", "perform_loop", "pycurl"),
+    "epoll": ("bench.contenders_curl", "epoll_loop", "pycurl"),
+    "requests": ("bench.contenders_python", "requests_pool", "requests"),
+    "urllib3": ("bench.contenders_python", "urllib3_pool", "urllib3"),
+    "aiohttp": ("bench.contenders_python", "aiohttp_loop", "aiohttp"),
+    "aiohttp_uvloop": ("bench.contenders_python", "aiohttp_on_uvloop", "aiohttp uvloop"),
+    "httpx": ("bench.contenders_python", "httpx_loop", "httpx"),
+}
+"""Name → where it is, and what it imports."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`engine` is a key of `ENGINES`; `urls` a file of URLs, of which the first `count` are fetched."""
+    """`engine` is a key of `ENGINES`; `urls` a file of URLs, of which the first `count` are fetched.
+
+    The curl loops alone know `connect_to`, addresses (`ADDRESS:PORT`) that connections go to by turns, whatever
+    the host's name, and `ca_file`, whom to trust for https.
+    """
 
     engine: str
     urls: str
     count: int
     store: str
     concurrency: int
+    connect_to: tuple[str, ...] = ()
+    ca_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`seconds` on the clock and `cpu_s` of this process's time, for `images` files."""
+    """`seconds` on the clock and `cpu_s` of the process's time, for `images` files."""
 
     seconds: float
     cpu_s: float
     images: int
 
+    @property
+    def speed(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
 
-def save(folder_fd: int, name: str, data: bytes | memoryview) -> None:
-    """One file, as plainly as it goes."""
-    fd = os.open(name, _FLAGS, 0o666, dir_fd=folder_fd)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
-
-
-def curl_loop(urls: list[str], store: Path, concurrency: int) -> int:
-    """libcurl's multi interface as its manual has it: perform, info_read, select. Nothing is checked but
-    the status; how many files were written.
-    """
-    import pycurl
-
-    multi = pycurl.CurlMulti()
-    multi.setopt(pycurl.M_MAXCONNECTS, 2 * concurrency)
-    handles = []
-    for _ in range(concurrency):
-        handle = pycurl.Curl()
-        handle.setopt(pycurl.NOSIGNAL, 1)
-        handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
-        handle.setopt(pycurl.PROXY, "")
-        handles.append(handle)
-    folder_fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    idle, waiting, written = list(handles), enumerate(urls), 0
-    left = True
-    while left or len(idle) < concurrency:
-        while idle and left:
-            number, url = next(waiting, (-1, ""))
-            if number < 0:
-                left = False
-                break
-            handle = idle.pop()
-            handle.body, handle.number = io.BytesIO(), number
-            handle.setopt(pycurl.WRITEFUNCTION, handle.body.write)
-            handle.setopt(pycurl.URL, url)
-            multi.add_handle(handle)
-        multi.perform()
-        more = 1
-        while more:
-            more, succeeded, failed = multi.info_read()
-            for handle in succeeded:
-                multi.remove_handle(handle)
-                if handle.getinfo(pycurl.RESPONSE_CODE) == 200:
-                    save(folder_fd, f"{handle.number}.jpg", handle.body.getbuffer())
-                    written += 1
-                idle.append(handle)
-            for handle, _, _ in failed:
-                multi.remove_handle(handle)
-                idle.append(handle)
-        if len(idle) < concurrency and not (idle and left):
-            multi.select(1.0)
-    os.close(folder_fd)
-    return written
+    @property
+    def cpu_us(self) -> float:
+        """CPU time an image, in µs."""
+        return 1e6 * self.cpu_s / self.images
 
 
-def requests_pool(urls: list[str], store: Path, concurrency: int) -> int:
-    """Threads with a `requests.Session` each, as most scripts have it; how many files were written."""
-    import requests
+class Work:
+    """The URLs that wait, and the folder that files go to, as plainly as it goes. For threads as well."""
 
-    folder_fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    waiting = iter(enumerate(urls))
-    lock = threading.Lock()
-    written = [0] * concurrency
+    def __init__(self, order: Order, urls: list[str]) -> None:
+        self.order = order
+        self._waiting = iter(enumerate(urls))
+        self._folder_fd = os.open(order.store, os.O_RDONLY | os.O_DIRECTORY)
+        self._saved_at: list[float] = []
 
-    def work(thread: int) -> None:
-        session = requests.Session()
-        session.trust_env = False  # proxies and .netrc would be looked up for each request
-        while True:
-            with lock:
-                number, url = next(waiting, (-1, ""))
-            if number < 0:
-                return
-            answer = session.get(url, timeout=30)
-            if answer.status_code == 200:
-                save(folder_fd, f"{number}.jpg", answer.content)
-                written[thread] += 1
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Number and URL; several may take from it by turns."""
+        return self._waiting
 
-    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    os.close(folder_fd)
-    return sum(written)
+    def save(self, number: int, data: bytes | memoryview) -> None:
+        """One picture."""
+        fd = os.open(f"{number}.jpg", _FLAGS, 0o666, dir_fd=self._folder_fd)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+        self._saved_at.append(time.perf_counter())
+
+    def result(self, started: float, cpu_s: float) -> Result:
+        """Until the last file, so that what never comes counts only as far as it holds up the rest."""
+        if not self._saved_at:
+            return Result(time.perf_counter() - started, cpu_s, 0)
+        return Result(max(self._saved_at) - started, cpu_s, len(self._saved_at))
 
 
-ENGINES: Final[dict[str, Callable[[list[str], Path, int], int]]] = {
-    "libcurl": curl_loop,
-    "requests": requests_pool,
-}
+def missing(engine: str) -> str:
+    """Which module an engine lacks here; empty: none."""
+    for module in ENGINES[engine][2].split():
+        try:
+            import_module(module)
+        except ImportError:
+            return module
+    return ""
 
 
 def main() -> None:
     """See above. A parent that dies closes the pipe, but not in the middle of a run: runs are seconds."""
     order = Order(**json.loads(sys.stdin.readline()))
     urls = Path(order.urls).read_text(encoding="utf-8").splitlines()[: order.count]
-    engine: Any = ENGINES[order.engine]
-    __import__({"libcurl": "pycurl", "requests": "requests"}[order.engine])
+    place, function, modules = ENGINES[order.engine]
+    for module in modules.split():
+        import_module(module)
+    engine = getattr(import_module(place), function)
+    work = Work(order, urls)
     cpu_s, started = time.process_time(), time.perf_counter()
-    images = engine(urls, Path(order.store), order.concurrency)
-    result = Result(time.perf_counter() - started, time.process_time() - cpu_s, images)
+    _open = engine(work)
+    result = work.result(started, time.process_time() - cpu_s)
     print(json.dumps(asdict(result)), flush=True)
+    os._exit(0)  # what is still open needs no goodbye
 
 
 if __name__ == "__main__":

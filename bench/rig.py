@@ -1,14 +1,12 @@
-"""What the benchmarks stand on: cores, folders, pictures, servers, children, ratios and the machine's name.
+"""What the benchmarks stand on: cores, folders, children, ratios and the machine's name.
 
 Everything is started as a context manager and ends with it, also on Ctrl-C and on SIGTERM.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import platform
-import random
 import shutil
 import signal
 import socket
@@ -25,20 +23,18 @@ from typing import Any, Final
 
 import psutil
 import pycurl
-from PIL import Image
-
-from dlconsole.demo.web import Shares, SimulatedWeb, WebConfig, demo_urls
 
 SHARED_MEMORY: Final = Path("/dev/shm")
-PICTURES: Final = 100
-PICTURE_BYTES: Final = 41_000
 EXIT_FAIL: Final = 1
 EXIT_CANNOT: Final = 2
-_START_S: Final = 10.0
 
 
 class RigError(Exception):
     """The benchmark cannot be run, or what was measured did not do its work."""
+
+
+class NotHere(RigError):
+    """Something that a measurement needs is not on this machine."""
 
 
 # -- output --------------------------------------------------------------------------------------
@@ -140,10 +136,10 @@ class Cores:
 
 
 @contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Whatever is started within runs on `core`, and so does this thread until it leaves."""
+def on_core(*cores: int) -> Iterator[None]:
+    """Whatever is started within runs on these cores, and so does this thread until it leaves."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -225,9 +221,9 @@ def filesystem(path: Path) -> str:
 
 
 @contextmanager
-def child(arguments: Sequence[str | Path], core: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process on a core; ended, and waited for, on the way out. Ctrl-C reaches it through us only."""
-    with on_core(core):
+def child(arguments: Sequence[str | Path], *cores: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process on these cores; ended, and waited for, on the way out. Ctrl-C reaches it through us only."""
+    with on_core(*cores):
         process = subprocess.Popen([str(a) for a in arguments], text=True, process_group=0, **options)
     try:
         yield process
@@ -253,126 +249,8 @@ def wait_for(condition: Callable[[], bool], *, within_s: float, what: str) -> No
         time.sleep(0.005)
 
 
-# -- pictures and the servers they come from -----------------------------------------------------
-
-
-def make_pictures(place: Path, seed: int = 0) -> None:
-    """A hundred JPEGs of about 41 KB: noise over a colour, at the quality that gives the size."""
-    place.mkdir()
-    chance = random.Random(seed)
-    for number in range(PICTURES):
-        picture = _picture(chance, PICTURE_BYTES + chance.randint(-6000, 6000))
-        (place / f"{number:02}.jpg").write_bytes(picture)
-
-
-def _picture(chance: random.Random, wanted_bytes: int) -> bytes:
-    size = (384, 288)
-    noise = Image.frombytes("RGB", (96, 72), chance.randbytes(96 * 72 * 3)).resize(size)
-    hue = Image.new("RGB", size, tuple(chance.randint(0, 255) for _ in range(3)))
-    image = Image.blend(hue, noise, 0.6)
-    low, high = 5, 97
-    while low < high:
-        quality = (low + high + 1) // 2
-        if len(_jpeg(image, quality)) <= wanted_bytes:
-            low = quality
-        else:
-            high = quality - 1
-    return _jpeg(image, low)
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
-class Web:
-    """A server that runs: its name for the output, and `count` URLs of it, all different."""
-
-    name: str
-    is_nginx: bool
-    urls: Callable[[int], list[str]]
-
-
-@contextmanager
-def web(place: Path, core: int) -> Iterator[Web]:
-    """nginx with its pictures below `place`; where it is not installed, the project's simulated web."""
-    if nginx_binary() is None:
-        config = WebConfig(latency_s=0.0, shares=Shares(*[0.0] * len(Shares.__dataclass_fields__)), tls=False)
-        with on_core(core):
-            simulated = SimulatedWeb(config)
-            simulated.__enter__()
-        try:
-            base = f"http://{simulated.address}"
-            yield Web("the simulated web", False, lambda count: list(demo_urls(base, count)))
-        finally:
-            simulated.close()
-        return
-    with _nginx(place, core) as port:
-        base = f"http://127.0.0.1:{port}/img"
-        yield Web(
-            nginx_version() or "nginx", True, lambda count: [f"{base}/{i:06}.jpg" for i in range(count)]
-        )
-
-
-_NGINX: Final = """\
-daemon off;
-worker_processes 1;
-pid {root}/nginx.pid;
-error_log stderr crit;
-worker_rlimit_nofile 8192;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000;
-    open_file_cache max=1000;
-    types {{ image/jpeg jpg; }}
-    client_body_temp_path {root}/t1;
-    proxy_temp_path {root}/t2;
-    fastcgi_temp_path {root}/t3;
-    uwsgi_temp_path {root}/t4;
-    scgi_temp_path {root}/t5;
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        root {root};
-        location /img/ {{ rewrite ^/img/\\d*(\\d\\d)\\.jpg$ /img/$1.jpg break; }}
-    }}
-}}
-"""
-
-
-@contextmanager
-def _nginx(place: Path, core: int) -> Iterator[int]:
-    root = place / "web"
-    root.mkdir()
-    make_pictures(root / "img")
-    for readable in (place, root):  # nginx's workers are another user when we are root
-        readable.chmod(0o755)
-    port = free_port()
-    (root / "nginx.conf").write_text(_NGINX.format(root=root, port=port), encoding="utf-8")
-    binary = nginx_binary() or "nginx"
-    arguments = [binary, "-p", root, "-e", "stderr", "-c", root / "nginx.conf"]
-    with (
-        (root / "errors").open("w+") as errors,
-        child(arguments, core, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors) as server,
-    ):
-        wait_for(lambda: server.poll() is not None or _answers(port), within_s=_START_S, what="nginx's start")
-        if server.poll() is not None:
-            errors.seek(0)
-            raise RigError(f"nginx ended at once: {errors.read().strip()}")
-        yield port
-
-
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
