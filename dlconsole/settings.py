@@ -338,6 +338,8 @@ class FetchSettings(Section):
     """Most redirects followed."""
     honour_opt_outs: bool = True
     """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
+    robots: bool = False
+    """Whether each site's robots.txt is read before its first image; what it disallows is `opt_out`."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "dlconsole (dataset downloader)"
     """What the worker calls itself."""
     contact: Annotated[str, AfterValidator(_check_contact)] = ""

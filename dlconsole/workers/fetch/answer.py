@@ -40,6 +40,7 @@ class Receiver:
         "_max_header_bytes",
         "_refused",
         "_sniffed",
+        "_text_bytes",
         "_window_at",
         "_window_bytes",
         "_window_s",
@@ -57,15 +58,18 @@ class Receiver:
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
 
-    def reset_answer(self) -> None:
-        """Forget the last answer; `headers` stays the same object."""
+    def reset_answer(self, text_bytes: int = 0) -> None:
+        """Forget the last answer; `headers` stays the same object. The next one is to be an image; or, where
+        `text_bytes` is not 0, anything, of which so much is wanted.
+        """
         self.body = bytearray()
+        self._text_bytes = text_bytes
         del self.headers[:]
         self.status = 0
         """Of the last head, once that is complete and has been looked at."""
         self._begun = False
         self._failure: Failure | None = None
-        self._sniffed = False
+        self._sniffed = text_bytes > 0
         self._refused = False
         self._discarded = 0
         self._window_at = 0.0
@@ -88,7 +92,8 @@ class Receiver:
         else:
             self.status = self._status_of_last_head()
             if self.status == 200:
-                self._failure = self._length_failure() or self._opt_out()
+                if not self._text_bytes:
+                    self._failure = self._length_failure() or self._opt_out()
             elif not self.status:
                 self._failure = Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[:60])!r}")
         self._refused = self._refused or self._failure is not None or self.status != 200
@@ -131,6 +136,8 @@ class Receiver:
                 self._refused = True
                 self._discarded = len(body)
                 del body[SNIFF_BYTES:]
+        if self._text_bytes:
+            return self._cut_text()
         if len(body) > self._max_bytes:
             return self._too_large(f"more than {self._max_bytes} bytes")
         return None
@@ -170,6 +177,19 @@ class Receiver:
             self._too_large(f"{digits[:20].decode()} bytes, more than {self._max_bytes}")
             return self._failure
         return None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether all that is wanted of a text has come, although there is more."""
+        return self._text_bytes > 0 and self._refused and self.status == 200
+
+    def _cut_text(self) -> int | None:
+        if len(self.body) <= self._text_bytes:
+            return None
+        del self.body[self._text_bytes :]
+        self._refused = True
+        self._discarded = _DISCARD_BYTES
+        return 0
 
     def _too_large(self, message: str) -> int:
         self._failure = Failure(FailureKind.TOO_LARGE, message, 200)
