@@ -245,7 +245,11 @@ def test_a_file_that_is_not_there_allows_all_and_one_that_cannot_be_had_nothing(
     failure = refusal(robots, "http://h0.example/x")
     assert (failure is None) is allowed
     if failure is not None:
-        assert (failure.kind, failure.status, failure.retry_after_s) == (outcome.kind, outcome.status, RETRY_S)
+        assert (failure.kind, failure.status, failure.retry_after_s) == (
+            outcome.kind,
+            outcome.status,
+            RETRY_S,
+        )
         assert failure.message == "robots.txt of http://h0.example: so it is"
     clock.now = (KEEP_S if allowed else RETRY_S) - 1
     assert robots.known(origin(0)) is not None
