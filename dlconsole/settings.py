@@ -376,7 +376,7 @@ class DnsSettings(Section):
     timeout_s: Seconds = Field(default=5.0, gt=0, le=60)
     """Limit on one lookup, with all its tries."""
     lookups: Count = Field(default=1000, ge=1, le=20_000)
-    """Most names looked up at once."""
+    """Most names looked up at once; fetches that wait for a robots.txt count as such."""
     min_ttl_s: Seconds = Field(default=60.0, ge=0, le=86_400)
     """How long a found address is used at least, whatever the answer allows."""
     max_ttl_s: Seconds = Field(default=3600.0, ge=0, le=86_400)
