@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import socket
 import threading
 import time
 from collections import Counter
@@ -235,24 +236,33 @@ def test_what_waits_for_slow_ones_holds_no_slot_and_nobody_up(
 
 
 def test_the_time_that_a_fetch_waited_is_not_its_own(heeding: Settings, redis_client: redis.Redis) -> None:
-    """Two answers that take more than half of its deadline each."""
-    heeding = changed(heeding, "fetch", deadline_s=3)
+    """Four redirects behind four slow files, each in time, which take longer than one deadline together."""
+    heeding = changed(heeding, "fetch", deadline_s=3.5)
 
-    def slowly(path: str) -> Reply:
-        time.sleep(2)
-        return Reply() if path != ROBOTS else Reply(body=b"")
+    def slow(onward: list[str]) -> Host:
+        def answer(path: str) -> Reply:
+            if path == ROBOTS:
+                time.sleep(1)
+                return Reply(body=b"")
+            return status(302, ("Location", onward[0])) if onward else Reply()
 
-    with HostWeb(Host(slowly)) as web:
-        assert work_off(heeding, redis_client, f"{web.hosts[0].origin}/a") == {}
+        return Host(answer)
+
+    onward: list[list[str]] = [[] for _ in range(4)]
+    with HostWeb(*map(slow, onward)) as web:
+        for here, there in itertools.pairwise(range(4)):
+            onward[here].append(f"{web.hosts[there].origin}/x")
+        assert work_off(heeding, redis_client, f"{web.hosts[0].origin}/x") == {}
+    assert stored(redis_client) == 1
 
 
 def test_one_that_never_comes_ends_as_a_timeout(
     heeding: Settings, redis_client: redis.Redis, gate: threading.Event
 ) -> None:
-    heeding = changed(heeding, "fetch", deadline_s=0.5)
-    with HostWeb(held(gate), site(b"")) as web:
+    heeding = changed(heeding, "fetch", deadline_s=1.5)
+    with HostWeb(held(gate)) as web:
         urls = [f"{web.hosts[0].origin}/{i}" for i in range(7)]
-        errors = work_off(heeding, redis_client, *urls, f"{web.hosts[1].origin}/x")
+        errors = work_off(heeding, redis_client, *urls)
         assert set(errors) == set(urls)
         assert {error["error_msg"].partition(" of ")[0] for error in errors.values()} == {
             "timeout: robots.txt"
@@ -400,10 +410,10 @@ def test_two_thousand_sites_are_asked_side_by_side(
 def make(engine_name: str) -> Iterator[Callable[..., Engine[int]]]:
     opened: list[Engine[int]] = []
 
-    def start(parked: Iterable[str] = (), **fetch: object) -> Engine[int]:
-        base = {"allow_networks": ["127.0.0.0/8"], "deadline_s": 60, "robots": True}
-        settings = FetchSettings.model_validate(base | fetch)
-        opened.append(ENGINES[engine_name](settings, DnsSettings(), 4, set(parked).__contains__))
+    def start(parked: Iterable[str] = (), resolver: str = "127.0.0.1:1") -> Engine[int]:
+        settings = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=60, robots=True)
+        dns = DnsSettings.model_validate({"resolvers": resolver, "timeout_s": 60})
+        opened.append(ENGINES[engine_name](settings, dns, 4, set(parked).__contains__))
         return opened[-1]
 
     yield start
@@ -441,6 +451,18 @@ def test_each_that_waits_is_under_way_and_is_cancelled_once(
         gate.set()
         begin(engine, urls[0])
         assert isinstance(finish(engine, 1)[0].outcome, Fetched)
+
+
+def test_what_waits_for_a_robots_txt_that_waits_for_a_name_is_cancelled_once(
+    make: Callable[..., Engine[int]],
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        engine = make(resolver=f"127.0.0.1:{silent.getsockname()[1]}")
+        begin(engine, *(f"http://{name}.example/{i}" for i in range(3) for name in "ab"))
+        assert engine.poll(0) == [] and engine.free == 4
+        assert sorted(engine.cancel_all()) == list(range(6))
+        assert engine.running == 0
 
 
 def test_a_robots_txt_at_a_parked_host_turns_away(make: Callable[..., Engine[int]]) -> None:
