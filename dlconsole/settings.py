@@ -347,6 +347,8 @@ class FetchSettings(Section):
     """Most redirects followed."""
     honour_opt_outs: bool = True
     """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
+    robots: bool = False
+    """Whether each site's robots.txt is read before its first image; what it disallows is `opt_out`."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "dlconsole (dataset downloader)"
     """What the worker calls itself."""
     contact: Annotated[str, AfterValidator(_check_contact)] = ""
@@ -383,7 +385,7 @@ class DnsSettings(Section):
     timeout_s: Seconds = Field(default=5.0, gt=0, le=60)
     """Limit on one lookup, with all its tries."""
     lookups: Count = Field(default=1000, ge=1, le=20_000)
-    """Most names looked up at once."""
+    """Most names looked up at once; fetches that wait for a robots.txt count as such."""
     min_ttl_s: Seconds = Field(default=60.0, ge=0, le=86_400)
     """How long a found address is used at least, whatever the answer allows."""
     max_ttl_s: Seconds = Field(default=3600.0, ge=0, le=86_400)

@@ -175,6 +175,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="first pause of a host that answers 429 or 503 and says no time (10s)",
     )
     manners.add_argument(
+        "--robots",
+        dest="fetch.robots",
+        action="store_true",
+        default=None,
+        help="read each site's robots.txt, 500 KiB of it, before its first image and once a day: what it "
+        "disallows is opt_out; where it cannot be had, neither can the site's images (off)",
+    )
+    manners.add_argument(
         "--contact", dest="fetch.contact", metavar="TEXT", help="mail address or page, for the sites' owners"
     )
     manners.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="what it calls itself")

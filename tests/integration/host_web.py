@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -24,10 +24,11 @@ PICTURE = _picture()
 
 @dataclass(frozen=True)
 class Reply:
-    """A status and headers; with 200 a picture follows."""
+    """A status and headers; with 200 a picture follows, or what else is said; pieces come without a length."""
 
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | Iterable[bytes] = PICTURE
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Host:
     origin: str = ""
     times: list[float] = field(default_factory=list)
     """When each request came (`monotonic`)."""
+    paths: list[str] = field(default_factory=list)
+    """What each asked for."""
     agents: set[str] = field(default_factory=set)
     running: int = 0
     most: int = 0
@@ -46,6 +49,7 @@ class Host:
     def serve(self, path: str, agent: str) -> Reply:
         with self.lock:
             self.times.append(time.monotonic())
+            self.paths.append(path)
             self.agents.add(agent)
             self.running += 1
             self.most = max(self.most, self.running)
@@ -90,12 +94,15 @@ def _handler(host: Host) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             reply = host.serve(self.path, self.headers["User-Agent"])
-            body = PICTURE if reply.status == 200 else b""
+            body = reply.body if reply.status == 200 else b""
+            self.close_connection = not isinstance(body, bytes)
+            length = (("Content-Length", str(len(body))),) if isinstance(body, bytes) else ()
             self.send_response(reply.status)
-            for name, value in (*reply.headers, ("Content-Length", str(len(body)))):
+            for name, value in (*reply.headers, *length):
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            for piece in (body,) if isinstance(body, bytes) else body:
+                self.wfile.write(piece)
 
         def log_message(self, *_arguments: object) -> None:
             """Not to the test's output."""

@@ -52,6 +52,14 @@ def test_a_worker_loads_the_library_of_its_engine_only(engine: str, its_own: str
     assert the_other not in loaded
 
 
+@pytest.mark.parametrize("robots", [False, True])
+def test_what_reads_robots_txt_is_loaded_where_that_counts(robots: bool) -> None:
+    name = "dlconsole.workers.fetch.robots"
+    code = "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import _engine\n"
+    code += f"_engine(Settings(fetch={{'robots': {robots}}}), bool).close()\n"
+    loaded_by(f"{code}import sys\nassert ({name!r} in sys.modules) is {robots}")
+
+
 def test_the_package_runs_as_a_module() -> None:
     words = [sys.executable, "-m", "dlconsole", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -46,6 +46,7 @@ class Receiver:
         "_room",
         "_sniffed",
         "_spill",
+        "_text_bytes",
         "_window_at",
         "_window_bytes",
         "_window_s",
@@ -64,12 +65,15 @@ class Receiver:
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
 
-    def reset_answer(self) -> None:
-        """Forget the last answer; `headers` stays the same object."""
+    def reset_answer(self, text_bytes: int = 0) -> None:
+        """Forget the last answer; `headers` stays the same object. The next one is to be an image; or, where
+        `text_bytes` is not 0, anything, of which so much is wanted.
+        """
         self.body = bytearray()
         """What of it is not in the file."""
+        self._text_bytes = text_bytes
         self._spill: Spill | None = None
-        self._room = min(self._buffers.body_bytes, self._max_bytes)
+        self._room = text_bytes or min(self._buffers.body_bytes, self._max_bytes)
         """How large `body` may become before something is to be done about it."""
         self._not_kept: NotKept | None = None
         del self.headers[:]
@@ -77,7 +81,7 @@ class Receiver:
         """Of the last head, once that is complete and has been looked at."""
         self._begun = False
         self._failure: Failure | None = None
-        self._sniffed = False
+        self._sniffed = text_bytes > 0
         self._refused = False
         self._discarded = 0
         self._window_at = 0.0
@@ -105,8 +109,9 @@ class Receiver:
         else:
             self.status = self._status_of_last_head()
             if self.status == 200:
-                lower = headers.lower()
-                self._failure = self._length_failure(lower) or self._opt_out(lower)
+                if not self._text_bytes:
+                    lower = headers.lower()
+                    self._failure = self._length_failure(lower) or self._opt_out(lower)
             elif not self.status:
                 self._failure = Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[:60])!r}")
         self._refused = self._refused or self._failure is not None or self.status != 200
@@ -158,7 +163,9 @@ class Receiver:
         return len(self.body) + (len(self._spill) if self._spill is not None else 0)
 
     def _make_room(self) -> int | None:
-        """For a body that has outgrown memory, or the cap; as `write`."""
+        """For a body that has outgrown its share of memory, the cap, or what is wanted of a text; as `write`."""
+        if self._text_bytes:
+            return self._cut_text()
         if self._kept_bytes > self._max_bytes:
             return self._too_large(f"more than {self._max_bytes} bytes")
         try:
@@ -212,6 +219,17 @@ class Receiver:
             self._too_large(f"{digits[:20].decode()} bytes, more than {self._max_bytes}")
             return self._failure
         return None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether all that is wanted of a text has come, although there is more."""
+        return self._text_bytes > 0 and self._refused and self.status == 200
+
+    def _cut_text(self) -> int:
+        del self.body[self._text_bytes :]
+        self._refused = True
+        self._discarded = _DISCARD_BYTES
+        return 0
 
     def _too_large(self, message: str) -> int:
         self._failure = Failure(FailureKind.TOO_LARGE, message, 200)

@@ -248,7 +248,7 @@ class CurlEngine(Hops[T]):
         dropped = self._drop_waiting()
         for transfer in self._all:
             if transfer.fetch is not None:
-                dropped.append(transfer.fetch.token)
+                dropped += transfer.fetch.tokens
                 self._multi.remove_handle(transfer.handle)
                 self._release(transfer)
         return dropped
@@ -270,6 +270,8 @@ class CurlEngine(Hops[T]):
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         transfer = self._idle[-1]
+        if fetch.text_bytes:
+            transfer.reset_answer(fetch.text_bytes)
         transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
@@ -333,7 +335,7 @@ class CurlEngine(Hops[T]):
         assert transfer.fetch is not None
         return transfer.outcome(transfer.fetch.target.url)
 
-    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Failure | NotKept | str:
+    def _failure(self, transfer: _Transfer[T], code: int, message: str) -> Fetched | Failure | NotKept | str:
         if transfer.blocked and code == pycurl.E_COULDNT_CONNECT:
             return Failure(FailureKind.BLOCKED_ADDRESS, transfer.blocked)
         assert transfer.fetch is not None
@@ -342,6 +344,8 @@ class CurlEngine(Hops[T]):
         decided = transfer.decided(transfer.fetch.target.url) if answered else None
         if decided is not None:
             return decided
+        if transfer.has_text:
+            return self._answer(transfer)
         kind = _KINDS.get(code, FailureKind.CONNECT)
         if code == pycurl.E_RECV_ERROR and transfer.status == 200 and _TLS_CUT in message:
             kind = FailureKind.TRUNCATED

@@ -62,7 +62,9 @@ class NotKept(msgspec.Struct, frozen=True, gc=False):
 
 
 class TurnedAway(msgspec.Struct, frozen=True, gc=False):
-    """A redirect led to a host that is not to be asked now: the fetch ended in front of it."""
+    """A redirect led to a host that is not to be asked now, or one's robots.txt cannot be asked for now: the
+    fetch ended in front of it.
+    """
 
 
 class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):

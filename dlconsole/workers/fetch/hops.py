@@ -2,6 +2,7 @@
 
 Each hop's host is looked up and checked before the engine is given it, so that a redirect passes the
 same checks as the URL in the list, and names that nobody answers for hold none of the engine's slots.
+Where robots.txt counts, a hop waits for its origin's in the same way, without a slot.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from dlconsole.errors import ConfigError
@@ -21,8 +22,12 @@ from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
+from dlconsole.workers.fetch.parks import REFUSALS
 from dlconsole.workers.fetch.timings import Timings
-from dlconsole.workers.fetch.urls import Target, target_of
+from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, Origin, Target, origin_of, target_of
+
+if TYPE_CHECKING:
+    from dlconsole.workers.fetch.robots import Known, Robots
 
 T = TypeVar("T")
 
@@ -37,6 +42,9 @@ class Fetch(Generic[T]):
 
     __slots__ = ("addresses", "deadline", "hops", "target", "token")
 
+    text_bytes: ClassVar[int] = 0
+    """How much of the body is wanted, where it is to be text and not an image; see `Receiver`."""
+
     def __init__(self, token: T, target: Target, deadline: float) -> None:
         self.token = token
         self.target = target
@@ -44,6 +52,30 @@ class Fetch(Generic[T]):
         """What its host's name stands for; nothing where that is an address, or a proxy's matter."""
         self.deadline = deadline
         self.hops = 0
+
+    @property
+    def tokens(self) -> list[T]:
+        """The tokens of all that end with it."""
+        return [self.token]
+
+
+class _RobotsFetch(Fetch[T]):
+    """An origin's robots.txt on its way, and the fetches that wait for it, which have no slot; `token` is
+    the first one's.
+    """
+
+    __slots__ = ("origin", "waiting")
+
+    text_bytes = ROBOTS_TXT_BYTES
+
+    def __init__(self, origin: Origin, first: Fetch[T], deadline: float) -> None:
+        super().__init__(first.token, origin.robots_txt, deadline)
+        self.origin = origin
+        self.waiting = [first]
+
+    @property
+    def tokens(self) -> list[T]:
+        return [fetch.token for fetch in self.waiting]
 
 
 class Hops(ABC, Generic[T]):
@@ -75,6 +107,13 @@ class Hops(ABC, Generic[T]):
         self._most_lookups = dns.lookups
         self._looked_up: dict[str, list[Fetch[T]]] = {}
         self._looking_up = 0
+        """How many fetches wait for a name, or for a robots.txt."""
+        self._robots: Robots | None = None
+        self._robots_fetches: dict[Origin, _RobotsFetch[T]] = {}
+        if settings.robots:
+            from dlconsole.workers.fetch.robots import Robots  # noqa: PLC0415  (most do without)
+
+            self._robots = Robots(settings.user_agent)
         self._ready: deque[Fetch[T]] = deque()
         self._ended: list[Result[T]] = []
 
@@ -88,7 +127,11 @@ class Hops(ABC, Generic[T]):
 
     def start(self, token: T, target: Target) -> None:
         """Begin one fetch, whose outcome `poll` gives."""
-        self._look_up(Fetch(token, target, time.monotonic() + self._settings.deadline_s))
+        fetch = Fetch(token, target, time.monotonic() + self._settings.deadline_s)
+        if self._robots is None:
+            self._look_up(fetch)
+        else:
+            self._ask_robots(self._robots, fetch)
         self._launch()
 
     def _launch(self) -> None:
@@ -164,11 +207,67 @@ class Hops(ABC, Generic[T]):
             fetch.target, fetch.addresses = target, ()
             if self._is_parked(target.host):
                 self._end(fetch, TurnedAway())
-            else:
+            elif self._robots is None or isinstance(fetch, _RobotsFetch):
                 self._look_up(fetch)
+            else:
+                self._ask_robots(self._robots, fetch)
+
+    def _ask_robots(self, robots: Robots, fetch: Fetch[T]) -> None:
+        """Go on with a fetch where its origin's robots.txt allows it; where that is not known, once it is."""
+        origin = origin_of(fetch.target)
+        known = robots.known(origin)
+        if known is not None:
+            self._heed_robots(known, fetch)
+            return
+        self._looking_up += 1
+        now = time.monotonic()
+        fetch.deadline -= now  # its time stands still
+        under_way = self._robots_fetches.get(origin)
+        if under_way is not None:
+            under_way.waiting.append(fetch)
+            return
+        robots_fetch = _RobotsFetch(origin, fetch, now + self._settings.deadline_s)
+        self._robots_fetches[origin] = robots_fetch
+        self._look_up(robots_fetch)
+
+    def _heed_robots(self, known: Known, fetch: Fetch[T]) -> None:
+        failure = known.refusal(fetch.target)
+        if failure is None:
+            self._look_up(fetch)
+        else:
+            self._end(fetch, failure)
+
+    def _end_robots(
+        self, robots: Robots, robots_fetch: _RobotsFetch[T], outcome: Fetched | Failure | TurnedAway
+    ) -> None:
+        """Go on with those that waited for a robots.txt. Where its host asks to be left alone, one of them
+        ends with that answer, and the others in front of the host.
+        """
+        origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
+        del self._robots_fetches[origin]
+        self._looking_up -= len(waiting)
+        now = time.monotonic()
+        for fetch in waiting:
+            fetch.deadline += now
+        if isinstance(outcome, TurnedAway):
+            self._ended += [Result(fetch.token, outcome, host) for fetch in waiting]
+        elif isinstance(outcome, Failure) and outcome.status in REFUSALS:
+            first, *others = waiting
+            self._ended.append(Result(first.token, robots.failure(origin, outcome), host))
+            self._ended += [Result(fetch.token, TurnedAway(), host) for fetch in others]
+        else:
+            known = robots.learn(origin, outcome)
+            for fetch in waiting:
+                if self._is_parked(fetch.target.host):
+                    self._end(fetch, TurnedAway())
+                else:
+                    self._heed_robots(known, fetch)
 
     def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
-        self._ended.append(Result(fetch.token, outcome, fetch.target.host))
+        if self._robots is not None and isinstance(fetch, _RobotsFetch):
+            self._end_robots(self._robots, fetch, outcome)
+        else:
+            self._ended.append(Result(fetch.token, outcome, fetch.target.host))
 
     def _take_ended(self) -> list[Result[T]]:
         ended, self._ended = self._ended, []
@@ -176,10 +275,13 @@ class Hops(ABC, Generic[T]):
 
     def _drop_waiting(self) -> list[T]:
         """Forget every fetch that has no slot, also those that have ended; their tokens."""
-        dropped = [fetch.token for waiting in self._looked_up.values() for fetch in waiting]
-        dropped += [fetch.token for fetch in self._ready]
+        without_slot = [fetch for waiting in self._looked_up.values() for fetch in waiting] + list(
+            self._ready
+        )
+        dropped = [token for fetch in without_slot for token in fetch.tokens]
         dropped += [ended.token for ended in self._take_ended()]
         self._looked_up.clear()
+        self._robots_fetches.clear()
         self._looking_up = 0
         self._ready.clear()
         return dropped

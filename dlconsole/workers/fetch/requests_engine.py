@@ -114,7 +114,7 @@ class RequestsEngine(Hops[T]):
         dropped = self._drop_waiting()
         for hop in self._running:
             hop.cut(Failure(FailureKind.CRASHED, "cancelled"))
-            dropped.append(hop.fetch.token)
+            dropped += hop.fetch.tokens
         self._running.clear()
         return dropped
 
@@ -166,7 +166,7 @@ class RequestsEngine(Hops[T]):
 
     def _outcome(self, session: Session, line: Line, hop: Hop[T]) -> Fetched | Failure | NotKept | str:
         while True:
-            line.receiver.reset_answer()
+            line.receiver.reset_answer(hop.fetch.text_bytes)
             try:
                 self._receive(session, line, hop)
             except Exception as error:  # noqa: BLE001  (requests, urllib3 and ssl raise from five trees)

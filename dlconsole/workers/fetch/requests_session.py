@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import re
 import socket
 import ssl
 import threading
@@ -22,7 +21,7 @@ from functools import partial
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import certifi
 import requests
@@ -41,13 +40,12 @@ from dlconsole.workers.fetch.engine import Buffers
 from dlconsole.workers.fetch.hops import Fetch
 from dlconsole.workers.fetch.http1 import StrictResponse
 from dlconsole.workers.fetch.timings import Timings
+from dlconsole.workers.fetch.urls import request_target
 
 T = TypeVar("T")
 
 _POOLS: Final = 2
 """Hosts of which a thread keeps its connection."""
-_ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
-_DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
 
 # It warns of odd answers; what matters of them is in the outcome.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -274,7 +272,7 @@ class _OnLine:
             hop.ready_at, hop.reused = time.monotonic(), True
         # As it stands in the URL: urllib3 would encode it once more.
         if url.startswith("/"):
-            url = _request_target(hop.fetch.target.url)
+            url = request_target(hop.fetch.target.url)
         super().putrequest(method, url, *args, **more)  # type: ignore[misc]
 
     def close(self) -> None:
@@ -396,14 +394,3 @@ def _authorization(url: str) -> str:
     user, _, password = user_info.partition(":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return f"Basic {base64.b64encode(pair).decode()}"
-
-
-def _request_target(url: str) -> str:
-    """Path and query as libcurl sends them: without dot segments, the path's escapes in capitals (RFC 3986,
-    6.2.2), else untouched.
-    """
-    parts = urlsplit(url)
-    path = _ESCAPE.sub(lambda match: match[0].upper(), parts.path)
-    path = _DOTS.sub(lambda match: match[0].replace("%2E", "."), path)
-    path = urlsplit(urljoin(url, path)).path if "/." in path else path
-    return (path or "/") + (f"?{parts.query}" if parts.query else "")

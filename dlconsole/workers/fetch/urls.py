@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 _PLAIN: Final = re.compile(
     r"(https?)://([!$&-.0-9;=A-Z_a-z~]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE
 )
 _HOST: Final = re.compile(r"[A-Za-z0-9._\-]+")
+_ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
+_DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
+ROBOTS_TXT_BYTES: Final = 500 * 1024
+"""How much of a robots.txt is read: RFC 9309, 2.5."""
 _KEEP: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -19,6 +23,29 @@ class Target(NamedTuple):
     url: str
     host: str
     port: int
+
+
+class Origin(NamedTuple):
+    """What one robots.txt speaks for."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        usual = self.port == (443 if self.scheme == "https" else 80)
+        return f"{self.scheme}://{host}" if usual else f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def robots_txt(self) -> Target:
+        """Where it is."""
+        return Target(f"{self}/robots.txt", self.host, self.port)
+
+
+def origin_of(target: Target) -> Origin:
+    """Scheme, host and port of a URL."""
+    return Origin("https" if target.url[:5].lower() == "https" else "http", target.host, target.port)
 
 
 def target_of(url: str) -> Target | None:
@@ -41,6 +68,17 @@ def target_of(url: str) -> Target | None:
             return None
     number = int(port) if port else 443 if len(scheme) == 5 else 80
     return Target(url, host.lower(), number) if host and 0 < number < 65536 else None
+
+
+def request_target(url: str) -> str:
+    """Path and query as libcurl sends them: without dot segments, the path's escapes in capitals (RFC 3986,
+    6.2.2), else untouched.
+    """
+    parts = urlsplit(url)
+    path = _ESCAPE.sub(lambda match: match[0].upper(), parts.path)
+    path = _DOTS.sub(lambda match: match[0].replace("%2E", "."), path)
+    path = urlsplit(urljoin(url, path)).path if "/." in path else path
+    return (path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _encoded(url: str) -> str | None:
