@@ -163,7 +163,7 @@ class Receiver:
         return len(self.body) + (len(self._spill) if self._spill is not None else 0)
 
     def _make_room(self) -> int | None:
-        """For a body that has outgrown its share of memory, the cap, or what is wanted of a text; as `write`."""
+        """For a body that has outgrown its share of memory, the cap, or what is wanted of a text."""
         if self._text_bytes:
             return self._cut_text()
         if self._kept_bytes > self._max_bytes:

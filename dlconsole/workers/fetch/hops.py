@@ -265,6 +265,7 @@ class Hops(ABC, Generic[T]):
 
     def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
         if self._robots is not None and isinstance(fetch, _RobotsFetch):
+            assert not isinstance(outcome, NotKept)  # a text goes on in no file
             self._end_robots(self._robots, fetch, outcome)
         else:
             self._ended.append(Result(fetch.token, outcome, fetch.target.host))

@@ -77,6 +77,7 @@ class Robots:
         """What came of fetching its robots.txt."""
         now = self._clock()
         if isinstance(outcome, Fetched):
+            assert isinstance(outcome.body, bytearray)  # a text goes on in no file
             known = Known(origin, parse(outcome.body, self._token), now + KEEP_S)
         elif _is_unavailable(outcome):
             known = Known(origin, _ALL_ALLOWED, now + KEEP_S)
