@@ -93,6 +93,7 @@ def _run(bench: Bench, scale: Scale, errand: Errand, cores: tuple[int, ...], red
         wait_for(
             lambda: _all_have_claimed(running, len(cores)), within_s=30, what=f"{len(cores)} first claims"
         )
+        running.let_memory_go()
         with ExitStack() as stack:
             if not scale.enough:
                 stack.enter_context(quotas(running.group.pids, scale.share))
