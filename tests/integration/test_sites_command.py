@@ -173,7 +173,8 @@ def test_sessions_add_up(said: Any) -> None:
         ("slow", ["slow.example", "quick.example"]),
     ],
 )
-def test_sorted_and_cut(order: str, first: list[str], said: Any) -> None:
+def test_sorted_and_cut(order: str, first: list[str], said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert [site["site"] for site in said("--json", "--sort", order)["sites"]][:2] == first
     assert [site["site"] for site in said("--json", "--sort", order, "--limit", "1")["sites"]] == first[:1]
     lines = said("--sort", order, "--limit", "1")

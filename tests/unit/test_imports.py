@@ -55,8 +55,9 @@ def test_a_worker_loads_the_library_of_its_engine_only(engine: str, its_own: str
 @pytest.mark.parametrize("robots", [False, True])
 def test_what_reads_robots_txt_is_loaded_where_that_counts(robots: bool) -> None:
     name = "dlconsole.workers.fetch.robots"
-    code = "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import _engine\n"
-    code += f"_engine(Settings(fetch={{'robots': {robots}}}), bool).close()\n"
+    code = "from pathlib import Path\nfrom dlconsole.settings import Settings\n"
+    code += "from dlconsole.workers.downloader import _engine\nfrom dlconsole.workers.files import Store\n"
+    code += f"_engine(Settings(fetch={{'robots': {robots}}}), bool, Store(Path('.'))).close()\n"
     loaded_by(f"{code}import sys\nassert ({name!r} in sys.modules) is {robots}")
 
 
