@@ -10,16 +10,14 @@ given another one, in a mount namespace of its own; that, and port 53, take root
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
 from bench.contenders import Order, Result
 from bench.fetch_hosts import CONCURRENCY, LATENCY_S, ROUNDS
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, compared, in_turns
-from bench.rig import NotHere, Ratio, RigError, paired, progress
+from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, compared, in_turns, system_resolver
+from bench.rig import Ratio, RigError, paired, progress
 from bench.webs import DEAD, late_web, name_server, picture_path
 from dlconsole.settings import DnsSettings, FetchSettings
 
@@ -32,7 +30,6 @@ _MAY_LOSE: Final = _GOOD // 100
 _ONE_IN: Final = 10
 _WHAT: Final = "good images/s: 1 dead domain in 10 / none"
 _FLOOR: Final = 0.85
-_RESOLVER: Final = "127.0.53.53"
 
 
 def measure(bench: Bench, _wanted: set[str]) -> Iterator[Row]:
@@ -84,19 +81,7 @@ def _of_worker(bench: Bench, port: int, resolver: str) -> dict[str, list[Result]
 
 
 def _of_libcurl(bench: Bench, port: int) -> dict[str, list[Result]]:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        raise NotHere("another resolv.conf for one process takes root and unshare")
-    settings = bench.memory / "resolv.conf"
-    settings.write_text(f"nameserver {_RESOLVER}\noptions timeout:{TIMEOUT_S} attempts:1\n", encoding="utf-8")
-    alone = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        'mount --bind "$0" /etc/resolv.conf && exec "$@"',
-        str(settings),
-    ]
-    with name_server(bench.cores.server, f"{_RESOLVER}:53"):
+    with system_resolver(bench, TIMEOUT_S) as alone:
         progress("  libcurl's own resolver:")
         contenders = {}
         for who in ("none", "dead"):

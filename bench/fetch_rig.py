@@ -22,6 +22,7 @@ import redis
 from bench.contenders import Order, Result
 from bench.rig import (
     Cores,
+    NotHere,
     Ratio,
     RigError,
     child,
@@ -32,7 +33,7 @@ from bench.rig import (
     speeds,
     wait_for,
 )
-from bench.webs import DEAD, PICTURE_BYTES, check_pictures
+from bench.webs import DEAD, PICTURE_BYTES, check_pictures, name_server
 from dlconsole import log
 from dlconsole.services.connection import connect
 from dlconsole.services.feeder import feed
@@ -43,6 +44,7 @@ from dlconsole.settings import DnsSettings, FetchSettings, RetrySettings, Settin
 LOOPBACK: Final = ("127.0.0.0/8",)
 POLL_S: Final = 0.005
 RUN_S: Final = 120.0
+_RESOLVER: Final = "127.0.53.53"
 _FROM_LOOPBACK: Final = FetchSettings(allow_networks=LOOPBACK)
 _DNS_AS_SHIPPED: Final = DnsSettings()
 
@@ -285,6 +287,20 @@ def _feed_first(errand: Errand, part: Path, settings: Settings) -> None:
 def _end(group: WorkerGroup) -> None:
     group.stop()
     group.wait(1)
+
+
+@contextmanager
+def system_resolver(bench: Bench, timeout_s: int = 5) -> Iterator[list[str]]:
+    """A name server of the rig that the system's resolver asks: the words before a command for which it does.
+    Raises NotHere where that cannot be had.
+    """
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        raise NotHere("another resolv.conf for one process takes root and unshare")
+    settings = bench.memory / "resolv.conf"
+    settings.write_text(f"nameserver {_RESOLVER}\noptions timeout:{timeout_s} attempts:1\n", encoding="utf-8")
+    with name_server(bench.cores.server, f"{_RESOLVER}:53"):
+        mount = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        yield ["unshare", "--mount", "sh", "-c", mount, str(settings)]
 
 
 @contextmanager

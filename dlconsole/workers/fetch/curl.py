@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
@@ -34,10 +35,8 @@ BUFFER_BYTES: Final = 256 * 1024
 _MAX_EVENTS: Final = 256
 _LOOK_S: Final = 0.25
 """How often what runs is looked at; the shortest window of a rate is four times as long."""
-_MAX_TOLD: Final = 10_000
-"""Names whose addresses libcurl is taken to know: far fewer than the 30,000 it keeps."""
-_KEEP_TOLD_S: Final = 7 * 86_400
-"""How long libcurl may use what it was told: until it is told something newer."""
+_MAX_TOLD: Final = 1000
+"""Names whose addresses libcurl is to know at least, those last used; others it is told to forget."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -120,7 +119,7 @@ def _header_taker(headers: bytearray, most_bytes: int) -> Callable[[bytes], int 
 def _configure(handle: Any, settings: FetchSettings) -> None:
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
-    handle.setopt(pycurl.DNS_CACHE_TIMEOUT, _KEEP_TOLD_S)
+    handle.setopt(pycurl.DNS_CACHE_TIMEOUT, -1)  # else it looks through all that it knows at each connection
     handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.FOLLOWLOCATION, 0)
@@ -156,7 +155,8 @@ class CurlEngine(Hops[T]):
         self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._told: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._told: OrderedDict[tuple[str, int], tuple[str, ...]] = OrderedDict()
+        self._most_told = max(_MAX_TOLD, 4 * concurrency)
         self._look_at = 0.0
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
@@ -278,8 +278,8 @@ class CurlEngine(Hops[T]):
             handle.setopt(pycurl.URL, target.url)
             handle.setopt(pycurl.TIMEOUT_MS, _ms(fetch.deadline - time.monotonic()))
             # What libcurl would look up itself is told to it, once for each answer.
-            if fetch.addresses and self._told.get((target.host, target.port)) is not fetch.addresses:
-                handle.setopt(pycurl.RESOLVE, [self._tell(target, fetch.addresses)])
+            if fetch.addresses and self._is_news(target, fetch.addresses):
+                handle.setopt(pycurl.RESOLVE, self._tell(target, fetch.addresses))
                 transfer.resolved = True
             elif transfer.resolved:
                 handle.setopt(pycurl.RESOLVE, [])
@@ -291,12 +291,22 @@ class CurlEngine(Hops[T]):
         self._idle.pop()
         return None
 
-    def _tell(self, target: Target, addresses: tuple[str, ...]) -> str:
-        """A name's addresses for libcurl's cache, from which they may go (`+`) when they are old."""
-        if len(self._told) >= _MAX_TOLD:
-            self._told.clear()
+    def _is_news(self, target: Target, addresses: tuple[str, ...]) -> bool:
+        name = (target.host, target.port)
+        if self._told.get(name) is not addresses:
+            return True
+        self._told.move_to_end(name)
+        return False
+
+    def _tell(self, target: Target, addresses: tuple[str, ...]) -> list[str]:
+        """A name's addresses for libcurl's cache, where they stay until it is told to forget them."""
+        words = [f"{target.host}:{target.port}:{','.join(addresses)}"]
         self._told[target.host, target.port] = addresses
-        return f"+{target.host}:{target.port}:{','.join(addresses)}"
+        self._told.move_to_end((target.host, target.port))
+        if len(self._told) > self._most_told:
+            (host, port), _ = self._told.popitem(last=False)
+            words.append(f"-{host}:{port}")
+        return words
 
     def _collect(self) -> None:
         left = 1
