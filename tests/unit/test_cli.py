@@ -74,6 +74,17 @@ def amount(name: str, text: str) -> float | None:
         return None
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--worker", "--dead", "5"), ("--worker", "--max-byte", "5"), ("errors", "export", "--foll")],
+    ids=" ".join,
+)
+def test_half_a_flag_is_wrong_use(words: tuple[str, ...], run: Run) -> None:
+    status, _, err = run(*words)
+    assert status == 2
+    assert "unrecognized arguments" in err
+
+
 def test_help_lists_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
