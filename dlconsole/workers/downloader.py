@@ -321,6 +321,8 @@ class Downloader:
         is no attempt, unless the host has been given up.
         """
         if answer.status is None:
+            if not self._parks.is_parked(host):
+                self._turns.failed(host)
             return False
         if isinstance(answer, Fetched) or answer.status not in REFUSALS:
             self._has_answered(host)

@@ -100,19 +100,25 @@ def test_what_is_learnt_of_others_parks_and_the_count_says_how_long_the_next_pau
     assert 40 <= parks.refused("a", None) <= 50
 
 
-def test_who_learns_late_of_a_long_pause_does_not_undo_its_growth(parks: Parks, clock: Clock) -> None:
-    late = Parks(FetchSettings(park_s=10), RetrySettings(max_s=10_000), clock)
-    first = Parks(FetchSettings(park_s=10), RetrySettings(max_s=10_000), clock)
+def test_who_learns_late_of_a_pause_neither_grows_nor_forgets_by_what_is_left(clock: Clock) -> None:
+    first, late = (Parks(FetchSettings(park_s=10), RetrySettings(max_s=10_000), clock) for _ in range(2))
     for _ in range(7):
         first.refused("a", None)
         clock.now += first.left_s("a") - 12
         late.learn("a", 12, first._parks["a"].refusals)
         clock.now += 12.001
-    again_s = late.refused("a", None)
-    assert 1280 <= again_s <= 1600
-    first.learn("a", 30, 8)  # of which it hears late as well
+    assert 1280 <= late.refused("a", None) <= 1600  # as the eighth in a row
     pass_pause(late, clock)
-    assert 2560 <= first.refused("a", None) <= 3200
+    for parks in (first, late):
+        parks.answered("a")
+        parks.learn("a", 30)
+        pass_pause(parks, clock)
+        assert 1000 <= parks.refused("a", None) <= 3200
+        pass_pause(parks, clock)
+    late.answered("a")
+    late.learn("b", 12)
+    pass_pause(late, clock, "b")
+    assert 10 <= late.refused("b", None) <= 12.5
 
 
 @pytest.mark.parametrize("rounded_up_s", [0.0, 0.0005, 0.01])

@@ -235,6 +235,14 @@ def test_good_answers_let_the_limit_grow_by_one_at_a_time_up_to_what_is_set() ->
     assert not turns._slowed
 
 
+def test_a_host_that_fails_behind_its_pause_without_refusing_holds_up_nobody_longer() -> None:
+    turns: HostTurns[str] = HostTurns(8)
+    turns.refused("a")
+    for _ in range(100):
+        turns.failed("a")
+    assert at_once(turns) == 4
+
+
 def test_what_waits_starts_as_soon_as_its_host_may_have_more() -> None:
     turns: HostTurns[str] = HostTurns(8)
     turns.refused("a")

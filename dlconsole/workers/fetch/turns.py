@@ -114,8 +114,8 @@ class HostTurns(Generic[T]):
         slowed.limit = max(1.0, slowed.limit / 2)
 
     def pause(self, host: str) -> None:
-        """The host is left alone for a while: one fetch goes ahead behind that, as long as nothing has
-        `answered`.
+        """The host is left alone for a while: one fetch goes ahead behind that, until it has `answered` or
+        `failed`.
         """
         self._slowed_of(host).is_tried = True
 
@@ -124,10 +124,17 @@ class HostTurns(Generic[T]):
         slowed = self._slowed.get(host) if self._slowed else None
         if slowed is None:
             return
-        slowed.is_tried = False
         slowed.limit += 1 / (_ROUNDS * int(slowed.limit))
+        self.failed(host)
         if slowed.limit >= self._limit:
             del self._slowed[host]
+
+    def failed(self, host: str) -> None:
+        """The host, which is in no pause, gave no answer; that is no refusal, and others may follow."""
+        slowed = self._slowed.get(host) if self._slowed else None
+        if slowed is None:
+            return
+        slowed.is_tried = False
         if host in self._queues:
             self._line.append(host)
 
