@@ -263,7 +263,7 @@ def _memory(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--tasks", type=int, default=1_000_000, metavar="N", help="lines (default: 1000000)")
     parser.add_argument(

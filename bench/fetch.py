@@ -110,7 +110,7 @@ def _rows_of(module: str, bench: Bench, wanted: set[str]) -> Iterator[Row]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add: Any = parser.add_argument
     add("--only", type=_rows, default=ROWS, metavar="ROW[,ROW]", help=f"measure these of {', '.join(ROWS)}")

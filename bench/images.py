@@ -101,7 +101,7 @@ def decoding(body: bytearray, count: int, rounds: int) -> dict[str, object]:
 def main() -> int:
     """Measure each format; 0."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args()

@@ -190,7 +190,7 @@ def costs(client: redis.Redis, url: str, tasks: int) -> Iterator[Cost]:
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--tasks", type=int, default=100_000, metavar="N", help="tasks a measurement (100000)"

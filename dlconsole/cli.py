@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from dlconsole import __version__
 from dlconsole.errors import DlconsoleError
@@ -46,10 +46,15 @@ Every command takes --config, --context, --redis and --dataset; `dlconsole COMMA
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argparse that does not repeat passwords: a misplaced URL ends up in its messages."""
+    """An argparse that takes no half flags, whose meaning changes with each new one, and does not repeat
+    passwords: a misplaced URL ends up in its messages.
+    """
 
     more_help: Callable[[], str] | None = None
     """What stands at the end of the help, made when it is asked for: it may need imports that take long."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, **more)
 
     def format_help(self) -> str:
         """The whole help."""

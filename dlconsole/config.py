@@ -34,6 +34,12 @@ from dlconsole.settings import (
 )
 
 _CONTEXT_LAYER: Final = "context "
+_ORDERED: Final = (
+    ("fetch.connect_timeout_s", "fetch.deadline_s"),
+    ("fetch.min_rate_window_s", "fetch.deadline_s"),
+    ("dns.timeout_s", "fetch.deadline_s"),
+)
+"""Limits that are never reached where the second is smaller; a default gives way to it without harm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,28 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     except ValidationError as error:
         lines = [_explain(detail, layers) for detail in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(filter(None, lines)))) from None
+    _check_order(settings, origins)
     warnings = _warnings(path, file_values, flags or {})
     return Loaded(settings, origins, path, file_values is not None, warnings)
+
+
+def _check_order(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Raises ConfigError where what was set contradicts another setting."""
+    values = dict(_leaves(settings.model_dump()))
+    contradictions = [(low, high) for low, high in _ORDERED if low in origins and values[low] > values[high]]
+    if settings.dns.min_ttl_s > settings.dns.max_ttl_s:
+        contradictions.append(("dns.min_ttl_s", "dns.max_ttl_s"))
+    if not settings.fetch.min_bytes_per_s:  # there is no window
+        contradictions = [pair for pair in contradictions if pair[0] != "fetch.min_rate_window_s"]
+
+    def shown(key: str) -> str:
+        return f"'{key}' ({values[key]:g} s, {origins.get(key, 'the default')})"
+
+    if contradictions:
+        lines = [f"key {shown(low)} is above {shown(high)}" for low, high in contradictions]
+        raise ConfigError(
+            "\n".join(f"settings: {line}: lower the first or raise the second" for line in lines)
+        )
 
 
 def flat(settings: Settings) -> Iterator[tuple[str, Any]]:

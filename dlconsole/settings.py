@@ -50,6 +50,10 @@ REDIS_RULE: Final = (
     f"USER:PASSWORD@ (their special characters as %XX) and options ?name=value of {', '.join(_REDIS_OPTIONS)}"
 )
 PROXY_RULE: Final = "http://HOST:PORT, https://HOST:PORT or socks5h://HOST:PORT"
+_USER_INFO: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%(?!0[0AD])[0-9A-F]{2})*", re.IGNORECASE)
+"""A user and a password as RFC 3986, 3.2.1 has them: what else is in them stands as %XX. libcurl would refuse
+others with a message that holds them, or take a part of a password for the host.
+"""
 _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
@@ -119,10 +123,12 @@ def _check_proxy(url: str) -> str:
         parts = urlsplit(url)
         usable = parts.port != 0 and parts.scheme in {"http", "https", "socks5h"} and bool(parts.hostname)
         usable = usable and not parts.query and not parts.fragment and parts.path in {"", "/"}
+        usable = usable and _USER_INFO.fullmatch(parts.netloc.rpartition("@")[0]) is not None
     except ValueError:
         usable = False
-    if not usable or not url.isprintable():
-        raise ValueError(f"expected {PROXY_RULE}, with user and password as USER:PASSWORD@")
+    if not usable or not url.isprintable() or " " in url:
+        user_info = "with user and password as USER:PASSWORD@ (their special characters as %XX)"
+        raise ValueError(f"expected {PROXY_RULE}, {user_info}")
     return url
 
 

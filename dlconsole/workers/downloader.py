@@ -216,6 +216,7 @@ class Downloader:
             host, shared = learnt.popleft()
             self._parks.learn(host, shared.left_s, shared.refusals)
             if self._parks.is_parked(host):
+                self._turns.pause(host)
                 self._put_off_waiting(host)
 
     def _fill(self) -> None:
@@ -276,7 +277,11 @@ class Downloader:
             self._wait_for_store(item, fetched.error, fetched.size_bytes)
             return
         item.site = result.host
-        self._heed(result.host, fetched)
+        if self._heed(result.host, fetched):
+            self._put_off(item, result.host)
+            return
+        if result.host != item.target.host:  # which has answered with a redirect
+            self._has_answered(item.target.host)
         checked: _Picture | Failure
         if isinstance(fetched, Failure):
             checked = fetched
@@ -310,19 +315,33 @@ class Downloader:
         self._sites.add(item.site, outcome)
         self._report(item.claimed, item.epoch, outcome)
 
-    def _heed(self, host: str, answer: Fetched | Failure) -> None:
-        """Park the host that asked for it, whoever redirected there; other answers forgive in time."""
+    def _heed(self, host: str, answer: Fetched | Failure) -> bool:
+        """Park the host that asked for it, whoever redirected there; other answers forgive in time. Whether
+        the task is to wait for the host: it was refused on its way while the host was parked already, which
+        is no attempt, unless the host has been given up.
+        """
         if answer.status is None:
-            return
+            if not self._parks.is_parked(host):
+                self._turns.failed(host)
+            return False
         if isinstance(answer, Fetched) or answer.status not in REFUSALS:
-            if self._parks.answered(host):
-                self._courier.answered(host)
-        else:
-            for_s = self._parks.refused(host, answer.retry_after_s)
-            if for_s:
-                self._log.info("host parked", site=host, status=answer.status, for_s=round(for_s, 1))
-                self._courier.park(host, for_s)
-                self._put_off_waiting(host)
+            self._has_answered(host)
+            return False
+        was_parked = self._parks.is_parked(host)
+        for_s = self._parks.refused(host, answer.retry_after_s)
+        if for_s:
+            self._log.info("host parked", site=host, status=answer.status, for_s=round(for_s, 1))
+            self._courier.park(host, for_s)
+            self._put_off_waiting(host)
+            if not was_parked:
+                self._turns.refused(host)
+        return was_parked and not self._parks.is_given_up(host)
+
+    def _has_answered(self, host: str) -> None:
+        if self._parks.answered(host):
+            self._courier.answered(host)
+        if not self._parks.is_parked(host):
+            self._turns.answered(host)
 
     def _put_off_waiting(self, host: str) -> None:
         for item in self._turns.drop(host):

@@ -52,7 +52,7 @@ class Decoder:
         self._socket, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dlconsole.workers.decoder", *map(str, limits)],
+                [sys.executable, "-P", "-m", "dlconsole.workers.decoder", *map(str, limits)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # libtiff writes there what it thinks of each picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import struct
@@ -466,6 +467,43 @@ def test_a_tunnel_that_breaks_is_the_proxys_fault_before_the_handshake_and_tls_i
 
     (outcome,) = fetch(make(proxy=f"http://127.0.0.1:{listen(serve)}"), "https://a.example/x")
     assert kind_of(outcome) is kind
+
+
+PASSWORDS = ["wr@ng-s3cret", "s3cret%40here", "s3cret with spaces"]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+def test_no_message_has_the_password_of_a_proxy(engine_name: str, scheme: str, password: str) -> None:
+    """Also not of one that settings would refuse: a library may have complaints that nobody foresaw."""
+    if scheme == "socks5h" and engine_name == "requests":
+        return
+    proxy = f"{scheme}://u:{password}@127.0.0.1:9"
+    settings = FetchSettings.model_validate(BASE).model_copy(update={"proxy": proxy})
+    engine = ENGINES[engine_name](settings, DnsSettings(), 2)
+    try:
+        outcomes = fetch(engine, "http://a.example/x", "https://a.example/x")
+    finally:
+        engine.close()
+    for outcome in outcomes:
+        assert isinstance(outcome, Failure)
+        assert outcome.message
+        assert not re.search("s3cret|ng-s|s3c|wr@", outcome.message)
+
+
+def test_a_lookup_ends_with_the_deadline(engine_name: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        resolver = f"127.0.0.1:{silent.getsockname()[1]}"
+        dns = DnsSettings.model_validate({"resolvers": resolver, "timeout_s": 60})
+        engine = ENGINES[engine_name](FetchSettings.model_validate(BASE | {"deadline_s": 1}), dns, 2)
+        started = time.monotonic()
+        try:
+            (outcome,) = fetch(engine, "http://a.example/x")
+        finally:
+            engine.close()
+    assert kind_of(outcome) in {FailureKind.DNS, FailureKind.TIMEOUT}
+    assert time.monotonic() - started < 30
 
 
 def test_a_proxys_answer_without_end_is_a_connection_that_failed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -15,10 +16,14 @@ import redis
 from host_web import Host, HostWeb, Reply
 from integration_support import KEYS, Running, changed, errors_of, stored_files, task, until
 
+from dlconsole import log
 from dlconsole.errors import RedisUnusable
 from dlconsole.services import parked
+from dlconsole.services.connection import connect
+from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
+from dlconsole.workers.shared_parks import SharedParks
 
 
 def tasks_of(host: Host, count: int, name: str = "p") -> list[bytes]:
@@ -329,6 +334,88 @@ def test_put_off_tasks_that_find_the_delayed_set_full_stay_in_the_queue(
     assert_all_accounted(redis_client)
 
 
+@ON_EACH_ENGINE
+def test_of_those_under_way_when_a_host_refuses_only_one_loses_an_attempt(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    together = threading.Barrier(3, timeout=60)
+    first = iter(range(3))
+
+    def answer(_path: str) -> Reply:
+        if next(first, None) is None:
+            return Reply()
+        together.wait()
+        return Reply(429, (("Retry-After", "1"),))
+
+    with HostWeb(Host(answer)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 30))
+        worker = Running(polite, until_empty=True)  # with one attempt a task
+        worker.thread.join(60)
+        assert worker.outcome is True
+        assert len(web.hosts[0].times) == 32
+    assert stored(redis_client) == 29
+    assert len(errors_of(redis_client)) == 1
+    assert_all_accounted(redis_client)
+
+
+@pytest.mark.parametrize("retry_after", ["1", ""])
+def test_a_site_that_allows_few_at_once_gets_few_and_no_task_is_lost(
+    retry_after: str, polite: Settings, redis_client: redis.Redis
+) -> None:
+    polite = changed(polite, "fetch", per_host=8, park_s=0.5)
+    polite = changed(polite, "retry", max_attempts=3, base_s=0.5, max_s=4)
+    lock, running, refused = threading.Lock(), 0, 0
+    headers = (("Retry-After", retry_after),) if retry_after else ()
+
+    def answer(_path: str) -> Reply:
+        nonlocal running, refused
+        with lock:
+            if running >= 3:
+                refused += 1
+                return Reply(429, headers)
+            running += 1
+        time.sleep(0.1)
+        with lock:
+            running -= 1
+        return Reply()
+
+    with HostWeb(Host(answer)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 100))
+        workers = [Running(polite, until_empty=True) for _ in range(2)]
+        for worker in workers:
+            worker.thread.join(120)
+            assert worker.outcome is True
+    assert stored(redis_client) == 100
+    assert refused < 50  # 16 at the first moment, then two or so a pause
+    assert_all_accounted(redis_client)
+
+
+def test_a_host_that_only_redirects_is_not_kept_at_one_at_a_time(
+    polite: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    polite = changed(polite, "retry", max_attempts=2, base_s=0.01)
+    target = Host()
+    first = refusing(1, retry_after="1")
+
+    def lead(path: str) -> Reply:
+        reply = first(path)
+        if reply.status == 200:
+            reply = Reply(302, (("Location", target.origin + path),))
+        return reply
+
+    with HostWeb(target, Host(lead)) as web:
+        feed(redis_client, tasks_of(web.hosts[1], 1))
+        worker = Running(polite)
+        until(lambda: stored(redis_client) == 1)
+        target.answer = held_by(gate).answer
+        feed(redis_client, tasks_of(web.hosts[1], 9, "q"))
+        until(lambda: worker.downloader._turns.waiting == 9 - 1)
+        gate.set()
+        until(lambda: stored(redis_client) == 10)
+        assert worker.downloader._turns._slowed["127.0.1.2"].limit > 1.5
+        assert worker.stop() is True
+
+
 # -- shared by the fleet ------------------------------------------------------------------------
 
 
@@ -404,6 +491,31 @@ def test_a_running_worker_learns_within_a_heartbeat(
         gate.set()
         until(lambda: stored(redis_client) == 3)
         assert worker.stop() is True
+
+
+def test_news_of_hosts_that_redis_was_not_there_for_are_told_when_it_is_back(
+    settings: Settings,
+) -> None:
+    with PrivateRedis() as server:
+        settings = settings.model_copy(update={"redis": server.url})
+        with connect(server.url, name="tests") as client:
+            log_file = io.StringIO()
+            shared = SharedParks(settings, client, log.configure(settings.log, log_file))
+            server.kill()
+            shared.park("a", 500)
+            shared.park("b", 600)
+            shared.exchange()
+            assert shared.has_news
+            server.restart()
+            client.zadd(KEYS.refused, {"c": 4})
+            shared.answered("c")
+            shared.exchange()
+            assert not shared.has_news
+            assert {host: round(found.left_s, -1) for host, found in shared.learnt} == {"a": 500, "b": 600}
+            assert client.zrange(KEYS.parked, 0, -1) == [b"a", b"b"]
+            assert client.zscore(KEYS.refused, "c") is None
+            shared.exchange()
+            assert client.zscore(KEYS.refused, "a") == 1  # told once
 
 
 def test_parked_hosts_are_told_learnt_and_forgotten(redis_client: redis.Redis, redis_url: str) -> None:

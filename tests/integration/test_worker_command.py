@@ -15,7 +15,7 @@ import pytest
 import redis
 from integration_support import KEYS, task, until
 
-from dlconsole.demo.web import SimulatedWeb
+from dlconsole.demo.web import SimulatedWeb, WebConfig
 from dlconsole.services.connection import connect
 from dlconsole.services.embedded import EmbeddedRedis
 from dlconsole.services.private_redis import PrivateRedis
@@ -309,3 +309,26 @@ def test_without_a_configured_redis_workers_share_the_own_one(
         assert worker.wait(15) == 0
     assert own.is_running()  # it outlives them
     assert own.stop()
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that anybody may write to, such as /tmp, is no place to run code from."""
+    for name in ("redis", "PIL", "msgspec", "pycurl"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w'); raise SystemExit(9)\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-P", "-m", "dlconsole", "--worker", "--redis", redis_url, "--dataset", "ds"]
+    command += ["--store", str(tmp_path / "s"), "--verify", "decode", "--until-empty"]
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, log = worker.communicate(timeout=120)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert worker.returncode == 0, log
+    with SimulatedWeb(WebConfig(latency_s=0.0)):
+        pass
+    assert not (tmp_path / "executed").exists()

@@ -74,6 +74,18 @@ def amount(name: str, text: str) -> float | None:
         return None
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--worker --dead 5", "--worker --max-byte 5", "errors export --foll", "--data x", "config show --js"],
+)
+def test_half_a_flag_is_wrong_use(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser, rest = cli._parser_for(words.split())
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(rest)
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
 def test_help_lists_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0

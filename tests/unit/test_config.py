@@ -385,3 +385,37 @@ def test_a_password_on_the_command_line_gets_a_warning() -> None:
     (warning,) = load({"redis": "redis://:s3cret@h"}).warnings
     assert "process list" in warning
     assert "s3cret" not in warning
+
+
+# -- settings that contradict each other ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "second"),
+    [
+        ({"fetch.connect_timeout_s": "60"}, "fetch.connect_timeout_s", "fetch.deadline_s"),
+        (
+            {"fetch.deadline_s": "5", "fetch.min_rate_window_s": "6"},
+            "fetch.min_rate_window_s",
+            "fetch.deadline_s",
+        ),
+        ({"fetch.deadline_s": "2", "dns.timeout_s": "30"}, "dns.timeout_s", "fetch.deadline_s"),
+        ({"dns.min_ttl_s": "100", "dns.max_ttl_s": "10"}, "dns.min_ttl_s", "dns.max_ttl_s"),
+        ({"dns.max_ttl_s": "10"}, "dns.min_ttl_s", "dns.max_ttl_s"),
+        ({"dns.min_ttl_s": "2h"}, "dns.min_ttl_s", "dns.max_ttl_s"),
+    ],
+)
+def test_a_contradiction_is_refused_and_both_settings_are_named(
+    flags: dict[str, str], first: str, second: str
+) -> None:
+    (line,) = refusal(flags).splitlines()
+    assert line.startswith(f"settings: key '{first}' (")
+    assert f"is above '{second}' (" in line
+    for key in (first, second):
+        assert ("command line" if key in flags else "the default") in line.partition(f"'{key}'")[2]
+
+
+def test_a_default_gives_way_to_a_shorter_deadline() -> None:
+    assert load({"fetch.deadline_s": "1"}).settings.fetch.connect_timeout_s == 10
+    assert load({"fetch.min_rate_window_s": "60", "fetch.min_bytes_per_s": "0"})  # there is no window
+    assert load({"dns.min_ttl_s": "0", "dns.max_ttl_s": "0"})

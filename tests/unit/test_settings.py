@@ -101,6 +101,46 @@ def test_another_url_is_refused_without_being_shown(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://proxy:3128",
+        "https://proxy",
+        "http://u:p%40ss%20word@proxy:3128/",
+        "socks5h://u:p:w!$&'()*+,;=~@proxy",
+        "http://token@[::1]:1",
+    ],
+)
+def test_a_proxy_is_accepted(url: str) -> None:
+    assert Settings(fetch={"proxy": url}).fetch.proxy == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "proxy:3128",
+        "socks4://proxy",
+        "http://proxy/path",
+        "http://u:wr@ng-s3cret@proxy",
+        "socks5h://u:wr@ng-s3cret@proxy",
+        "http://u:s3cret with spaces@proxy",
+        "http://u:a[s3cret]b@proxy",
+        "http://u:s3cret%zz@proxy",
+        "http://u:s3cret%0d%0a@proxy",
+        "http://u:s3cret^|@proxy",
+        "http://u:s3cret/more@proxy",
+        "http://u:s3cret#more@proxy",
+        "http://u:s3crét@proxy",
+    ],
+)
+def test_another_proxy_is_refused_without_being_shown(url: str) -> None:
+    (message,) = refusals(fetch={"proxy": url})
+    assert message.startswith("Value error, expected http://HOST:PORT")
+    assert "as %XX" in message
+    assert "s3cr" not in message
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("redis://u:s3cret@h:1/0", "redis://u:***@h:1/0"),

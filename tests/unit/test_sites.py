@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+
 import msgspec
 import pytest
 
@@ -133,3 +136,25 @@ def test_names_alone_can_make_a_report_name_fewer() -> None:
     named = len(msgspec.json.decode(blob, type=SitesReport).sites)
     assert len(blob) <= MAX_REPORT_BYTES
     assert 8 <= named < MAX_REPORTED
+
+
+def test_a_report_is_made_while_the_other_thread_adds_sites() -> None:
+    """Where a collection of garbage comes in the middle of the copy, the other thread's turn may, too."""
+    sites = Sites()
+    for i in range(500):
+        sites.add(f"h{i}", STORED)
+    names = (f"new{i}" for i in itertools.count())
+    threshold = gc.get_threshold()
+
+    def others_turn(_phase: str, _info: dict[str, int]) -> None:
+        sites.add(next(names), STORED)
+
+    gc.callbacks.append(others_turn)
+    gc.set_threshold(10)
+    try:
+        for _ in range(20):
+            sites.report()
+    finally:
+        gc.callbacks.remove(others_turn)
+        gc.set_threshold(*threshold)
+    assert next(names) != "new0"

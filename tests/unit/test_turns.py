@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from dlconsole.workers.fetch import turns as module
 from dlconsole.workers.fetch.turns import HostTurns
 
 
@@ -186,6 +187,81 @@ def test_a_host_that_was_dropped_while_in_line_keeps_its_limit() -> None:
     assert turns.take("a", "a2")
     assert not turns.take("a", "a3")
     assert started(turns) == []
+
+
+def at_once(turns: HostTurns[str], host: str = "a") -> int:
+    """How many of a host that has none running may run at once."""
+    count = 0
+    while turns.take(host, "x"):
+        count += 1
+    turns.drop(host)
+    for _ in range(count):
+        turns.done(host)
+    return count
+
+
+def test_behind_a_pause_one_goes_ahead_and_then_half_as_many_as_before() -> None:
+    turns: HostTurns[str] = HostTurns(8)
+    turns.refused("a")
+    assert at_once(turns) == 1
+    assert at_once(turns, "b") == 8
+    turns.answered("a")
+    assert at_once(turns) == 4
+    turns.pause("a")  # others were refused
+    assert at_once(turns) == 1
+    turns.answered("a")
+    assert at_once(turns) == 4
+    for left in (2, 1, 1):
+        turns.refused("a")
+        turns.answered("a")
+        assert at_once(turns) == left
+
+
+def test_good_answers_let_the_limit_grow_by_one_at_a_time_up_to_what_is_set() -> None:
+    turns: HostTurns[str] = HostTurns(4)
+    for _ in range(2):
+        turns.refused("a")
+    answers, needed = 0, []
+    for most in (2, 3, 4):
+        while at_once(turns) < most:
+            turns.answered("a")
+            answers += 1
+        assert at_once(turns) == most
+        needed.append(answers)
+    assert needed == pytest.approx([8, 24, 48], abs=1)
+    for _ in range(100):
+        turns.answered("a")
+    assert at_once(turns) == 4
+    assert not turns._slowed
+
+
+def test_a_host_that_fails_behind_its_pause_without_refusing_holds_up_nobody_longer() -> None:
+    turns: HostTurns[str] = HostTurns(8)
+    turns.refused("a")
+    for _ in range(100):
+        turns.failed("a")
+    assert at_once(turns) == 4
+
+
+def test_what_waits_starts_as_soon_as_its_host_may_have_more() -> None:
+    turns: HostTurns[str] = HostTurns(8)
+    turns.refused("a")
+    assert [turns.take("a", f"a{i}") for i in range(8)] == [True] + [False] * 7
+    assert started(turns) == []
+    turns.done("a")
+    turns.answered("a")
+    assert started(turns) == ["a1", "a2", "a3", "a4"]
+    assert turns.waiting == 3
+
+
+def test_hosts_that_refused_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SLOWED", 10)
+    turns: HostTurns[str] = HostTurns(2)
+    for i in range(100):
+        turns.refused(f"h{i}")
+    assert len(turns._slowed) == 10
+    assert at_once(turns, "h0") == 2
+    assert at_once(turns, "h99") == 1
 
 
 def test_cleared_it_begins_anew() -> None:

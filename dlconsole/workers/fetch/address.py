@@ -13,19 +13,43 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
-_UNSAFE: Final = tuple(
+_REFUSED: Final = tuple(
     ip_network(text)
     for text in (
-        # What the standard library calls global but is not safe to fetch from.
-        "168.63.129.16/32",  # Azure's host agent
-        "100.100.100.200/32",  # Alibaba Cloud's metadata
+        # Both of IANA's registries of special-purpose addresses, as of 2025, and multicast: what Python's
+        # `is_global` knows of them changes with its patch level. Also what is globally reachable there is
+        # infrastructure that no image comes from.
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # shared by carriers; Alibaba Cloud's metadata
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local; most clouds' metadata
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # IETF protocol assignments; Oracle Cloud's metadata
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112, RFC 7535: a sink for DNS
+        "192.52.193.0/24",  # AMT relays, RFC 7450
         "192.88.99.0/24",  # 6to4 relays, RFC 7526
-        "64:ff9b::/96",  # NAT64, RFC 6052: reaches any IPv4 address
-        "64:ff9b:1::/48",  # local-use NAT64, RFC 8215
-        "2002::/16",  # 6to4, RFC 3056: as above
-        "2001::/32",  # Teredo, RFC 4380: as above
-        "fec0::/10",  # site-local, RFC 3879
-        "::/96",  # IPv4-compatible, RFC 4291
+        "192.168.0.0/16",  # private
+        "192.175.48.0/24",  # AS112, RFC 7534
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+        # All that is not 2000::/3, of which alone IANA allocates global unicast: loopback, IPv4-compatible,
+        # NAT64 (64:ff9b::/96, 64:ff9b:1::/48: reach any IPv4 address), discard-only (100::/64), dummy
+        # (100:0:0:1::/64), segment routing (5f00::/16), unique local, link-local, site-local, multicast.
+        "::/3",
+        "4000::/2",
+        "8000::/1",
+        "2001::/23",  # IETF protocol assignments: Teredo, ORCHID, benchmarks, AMT, AS112, drones
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, RFC 3056: reaches any IPv4 address
+        "2620:4f:8000::/48",  # AS112, RFC 7534
+        "3fff::/20",  # documentation, RFC 9637
+        # In neither registry.
+        "168.63.129.16/32",  # Azure's host agent
     )
 )
 
@@ -74,7 +98,7 @@ def is_address(host: str) -> bool:
 def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved:
         return False
-    return not any(address in network for network in _UNSAFE)
+    return not any(address in network for network in _REFUSED)
 
 
 def literal_address(host: str) -> str | None:

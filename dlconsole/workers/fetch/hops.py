@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from dlconsole.errors import ConfigError
@@ -23,6 +23,7 @@ from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
 from dlconsole.workers.fetch.parks import REFUSALS
+from dlconsole.workers.fetch.proxy_secrets import ProxySecrets
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, Origin, Target, origin_of, target_of
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from dlconsole.workers.fetch.robots import Known, Robots
 
 T = TypeVar("T")
+
+MAX_ROBOTS_TXT: Final = 64
+"""Texts that are read at once: unlike a body, each may be in memory as a whole."""
 
 
 def nobody_is_parked(_host: str) -> bool:
@@ -103,13 +107,18 @@ class Hops(ABC, Generic[T]):
         self._settings = settings
         self._is_parked = is_parked
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
-        self._resolver = Resolver(dns, epoll)
+        timeout_s = min(dns.timeout_s, settings.deadline_s)  # a lookup is not left before it ends
+        self._resolver = Resolver(dns.model_copy(update={"timeout_s": timeout_s}), epoll)
+        self._secrets = ProxySecrets(settings.proxy)
         self._most_lookups = dns.lookups
         self._looked_up: dict[str, list[Fetch[T]]] = {}
         self._looking_up = 0
         """How many fetches wait for a name, or for a robots.txt."""
         self._robots: Robots | None = None
         self._robots_fetches: dict[Origin, _RobotsFetch[T]] = {}
+        self._robots_ready: deque[Fetch[T]] = deque()
+        """Those that are ready, while so many others are being read."""
+        self._robots_begun = 0
         if settings.robots:
             from dlconsole.workers.fetch.robots import Robots  # noqa: PLC0415  (most do without)
 
@@ -136,11 +145,26 @@ class Hops(ABC, Generic[T]):
 
     def _launch(self) -> None:
         """Give the fetches that are ready a slot each, as far as there are any."""
-        while self._ready and self._has_slot():
-            fetch = self._ready.popleft()
+        while self._has_slot() and (fetch := self._next_ready()) is not None:
             failure = self._late() if time.monotonic() >= fetch.deadline else self._begin(fetch)
             if failure is not None:
                 self._end(fetch, failure)
+            elif fetch.text_bytes:
+                self._robots_begun += 1
+
+    def _next_ready(self) -> Fetch[T] | None:
+        has_room = self._robots_begun < MAX_ROBOTS_TXT
+        if has_room and self._robots_ready:
+            fetch = self._robots_ready.popleft()
+            fetch.deadline += time.monotonic()
+            return fetch
+        while self._ready:
+            fetch = self._ready.popleft()
+            if has_room or not fetch.text_bytes:
+                return fetch
+            fetch.deadline -= time.monotonic()  # its time stands still
+            self._robots_ready.append(fetch)
+        return None
 
     def _late(self) -> Failure:
         return Failure(FailureKind.TIMEOUT, f"no whole answer within {self._settings.deadline_s:g} s")
@@ -189,6 +213,8 @@ class Hops(ABC, Generic[T]):
 
     def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """A hop has ended; text is a redirect's target."""
+        if fetch.text_bytes:
+            self._robots_begun -= 1
         if isinstance(outcome, str):
             self._hop(fetch, outcome)
         else:
@@ -264,6 +290,8 @@ class Hops(ABC, Generic[T]):
                     self._heed_robots(known, fetch)
 
     def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
+        if isinstance(outcome, Failure):
+            outcome = self._secrets.taken_out(outcome)
         if self._robots is not None and isinstance(fetch, _RobotsFetch):
             assert not isinstance(outcome, NotKept)  # a text goes on in no file
             self._end_robots(self._robots, fetch, outcome)
@@ -276,13 +304,14 @@ class Hops(ABC, Generic[T]):
 
     def _drop_waiting(self) -> list[T]:
         """Forget every fetch that has no slot, also those that have ended; their tokens."""
-        without_slot = [fetch for waiting in self._looked_up.values() for fetch in waiting] + list(
-            self._ready
-        )
+        without_slot = [fetch for waiting in self._looked_up.values() for fetch in waiting]
+        without_slot += [*self._ready, *self._robots_ready]
         dropped = [token for fetch in without_slot for token in fetch.tokens]
         dropped += [ended.token for ended in self._take_ended()]
         self._looked_up.clear()
         self._robots_fetches.clear()
+        self._robots_ready.clear()
+        self._robots_begun = 0
         self._looking_up = 0
         self._ready.clear()
         return dropped

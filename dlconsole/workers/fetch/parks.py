@@ -1,8 +1,10 @@
 """Hosts that asked to be left alone (429, 503), and until when.
 
-A host's Retry-After is kept to; where it names none, each pause is twice the last. Another answer, some
-time after a pause, forgives. Pauses end later by a random part, so that a fleet does not come back at once.
-Refusals in a row are the fleet's, which has one worker's learnt by all others.
+A host's Retry-After is kept to. Where it names none, the next pause is twice the last one, and each good
+answer behind a pause makes it a little shorter: a host that refuses more than about a fifth is left alone
+for ever longer, one that refuses now and then is hardly slowed down. Refused again at a pause's end, it gets
+the pause that so many refusals in a row make, and those are the fleet's: each worker learns of all others'.
+Pauses end later by a random part, so that a fleet does not come back at once.
 """
 
 from __future__ import annotations
@@ -26,20 +28,26 @@ _JITTER: Final = 0.25
 _LEAST_LEARNT_S: Final = 0.5
 """A pause of others that is shorter is not learnt: it is nearly over."""
 _MOST_DOUBLINGS: Final = 32
+_EASE: Final = 0.5 ** (1 / 4)
+"""What a good answer makes of the next pause: four of them halve it."""
+_LEAST_PART: Final = 1 / 8
+"""How short good answers make the next pause at most, as a part of the first one."""
 _RETURN_PER_S: Final = 100.0
 """How many tasks that were put off come back a second behind the end of a pause, from one worker."""
 
 
 class _Park:
-    """One host's pauses: the end of the last one (this process's clock) and its length, how often in a row
-    it refused at a pause's end, how many tasks were put off in this pause.
+    """One host's pauses: the end of the last one (this process's clock) and its length, the length of the
+    next one (0: of a first one), how often in a row it refused at a pause's end, how many tasks were put off
+    in this pause.
     """
 
-    __slots__ = ("length_s", "postponed", "refusals", "until")
+    __slots__ = ("length_s", "next_s", "postponed", "refusals", "until")
 
     def __init__(self) -> None:
         self.until = 0.0
         self.length_s = 0.0
+        self.next_s = 0.0
         self.refusals = 0
         self.postponed = 0
 
@@ -72,14 +80,10 @@ class Parks:
 
         Answers to what was asked before the pause began do not make it grow.
         """
-        park = self._parks.get(host)
         left_s = self.left_s(host)
-        if retry_after_s:
-            length_s = min(retry_after_s, self._longest_asked_s)
-        elif left_s:
-            return 0.0
-        else:
-            length_s = self._next_s(park) if self._first_s else 0.0
+        length_s = min(retry_after_s or 0.0, self._longest_asked_s)
+        if not length_s and not left_s and self._first_s:
+            length_s = self._next_s(host)
         if length_s <= left_s:
             return 0.0
         pause_s = length_s * (1 + random.uniform(0, _JITTER))  # noqa: S311
@@ -90,7 +94,8 @@ class Parks:
 
     def learn(self, host: str, left_s: float, refusals: int = 0) -> None:
         """The fleet has parked the host, and was refused there this often in a row; 0: nobody counted. What
-        is nearly over is a pause that is known already, or not worth one.
+        is nearly over is a pause that is known already, or not worth one. How long the next one is follows
+        from the refusals: what is left of this one says nothing of its length.
         """
         left_s = min(left_s, self._longest_learnt_s)
         if left_s >= _LEAST_LEARNT_S and left_s > self.left_s(host):
@@ -99,15 +104,19 @@ class Parks:
             self._park_of(host).refusals = refusals
 
     def answered(self, host: str) -> bool:
-        """The host gave another answer: it is alive. Its past is forgiven, where its last pause ended at
-        least as long ago as that pause was. Whether it had refused, so that others are to be told.
+        """The host gave another answer: it is alive. Behind a pause that makes its next one shorter; inside
+        of one it is an answer to what was asked before. Whether it had refused, so that others are to be
+        told.
         """
         park = self._parks.get(host) if self._parks else None
         if park is None:
             return False
         had_refused, park.refusals = park.refusals > 0, 0
-        if self._clock() >= park.until + park.length_s:
-            del self._parks[host]
+        if park.until <= self._clock():
+            if park.next_s:
+                park.next_s = max(self._first_s * _LEAST_PART, park.next_s * _EASE)
+            else:  # others were refused: to us it is a host as any other
+                del self._parks[host]
         return had_refused
 
     def return_in_s(self, host: str) -> float:
@@ -126,14 +135,17 @@ class Parks:
         park = self._parks.get(host)
         return park is not None and park.refusals > _PATIENCE
 
-    def _next_s(self, park: _Park | None) -> float:
-        """How long the next pause is: twice the last one, and no less than so many refusals make it, since
-        the pauses before it may have been another worker's.
+    def _next_s(self, host: str) -> float:
+        """How long the pause is that begins now, which doubles the one behind it. After refusals in a row it
+        is no less than so many make it: the pauses before may have been another worker's.
         """
-        if park is None:
-            return self._first_s
-        by_count_s = self._first_s * 2.0 ** min(park.refusals, _MOST_DOUBLINGS)
-        return min(self._longest_s, max(by_count_s, 2 * park.length_s))
+        park = self._park_of(host)
+        length_s = park.next_s or self._first_s
+        if park.refusals:
+            length_s = max(length_s, self._first_s * 2.0 ** min(park.refusals, _MOST_DOUBLINGS))
+        length_s = min(self._longest_s, length_s)
+        park.next_s = min(self._longest_s, 2 * length_s)
+        return length_s
 
     def _park_of(self, host: str) -> _Park:
         park = self._parks.setdefault(host, _Park())

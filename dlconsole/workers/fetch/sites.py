@@ -50,10 +50,10 @@ class _Site(msgspec.Struct, gc=False):
         self.reused += other.reused
         self.opened += other.opened
         if other.kinds:
-            for kind, count in list(other.kinds.items()):
+            for kind, count in other.kinds.copy().items():
                 self.kinds[kind] = self.kinds.get(kind, 0) + count
         if other.timings:
-            for part, histogram in list(other.timings.items()):
+            for part, histogram in other.timings.copy().items():
                 self.timings.setdefault(part, Histogram()).absorb(histogram)
 
     def stats(self, elapsed_s: float) -> SiteStats:
@@ -64,13 +64,14 @@ class _Site(msgspec.Struct, gc=False):
             kinds=dict(self.kinds),
             reused=self.reused,
             opened=self.opened,
-            timings={part: histogram.counts for part, histogram in list(self.timings.items())},
+            timings={part: histogram.counts for part, histogram in self.timings.copy().items()},
         )
 
 
 class Sites:
     """The fetch loop's thread adds; another one may ask for a `report`, in which what is added at that very
-    moment may be missing, or be twice.
+    moment may be missing, or be twice. What it reads it copies first, in one step: a list of a dict's items
+    takes several, between which the other thread may add.
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class Sites:
         now = time.monotonic()
         elapsed_s = max(now - self._reported_at, 1e-3)
         self._reported_at = now
-        ranked = _ranked(list(self._known.items()))
+        ranked = _ranked(self._known.copy().items())
         named = MAX_REPORTED
         while True:
             report = _ENCODER.encode(self._report(ranked, named, elapsed_s))

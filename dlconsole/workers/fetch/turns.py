@@ -2,7 +2,11 @@
 
 A task whose host has enough running waits in that host's own queue; a host that may start one again
 comes to the end of one line, so that hosts take turns. Every step costs the same, however many hosts
-there are, and a host of which nothing runs or waits takes no memory.
+there are, and a host of which nothing runs or waits takes no memory, unless it refused.
+
+A host that refused is asked as TCP sends where packets are lost (additive increase, multiplicative
+decrease, RFC 5681): half as much at once as before, then one more for every so many good answers. Behind a
+pause one fetch goes ahead, to see whether the host answers at all.
 """
 
 from __future__ import annotations
@@ -10,9 +14,30 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+MAX_SLOWED: Final = 20_000
+"""Hosts remembered that refused; the ones that did so longest ago are forgotten first."""
+_ROUNDS: Final = 8
+"""How often as many good answers as fetches run at once it takes until one more may."""
+
+
+class _Slowed:
+    """A host that refused: how many of its fetches may run at once, and whether its pause was the last that
+    was heard of it.
+    """
+
+    __slots__ = ("is_tried", "limit")
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.is_tried = True
+
+    @property
+    def most(self) -> int:
+        return 1 if self.is_tried else int(self.limit)
 
 
 class HostTurns(Generic[T]):
@@ -27,6 +52,7 @@ class HostTurns(Generic[T]):
         self._limit = per_host
         self._interval_s = 1 / per_host_per_s if per_host_per_s else 0.0
         self._clock = clock
+        self._slowed: OrderedDict[str, _Slowed] = OrderedDict()
         self._running: dict[str, int] = {}
         self._queues: dict[str, deque[T]] = {}
         self._line: deque[str] = deque()
@@ -37,7 +63,7 @@ class HostTurns(Generic[T]):
     def take(self, host: str, task: T) -> bool:
         """Whether `task` is to be started now; else it waits, and `next` will give it."""
         running = self._running.get(host, 0)
-        if running < self._limit and host not in self._queues and host not in self._paced:
+        if running < self._most(host) and host not in self._queues and host not in self._paced:
             self._running[host] = running + 1
             if self._interval_s:
                 self._paced[host] = self._clock() + self._interval_s
@@ -58,15 +84,17 @@ class HostTurns(Generic[T]):
             host = line.popleft()
             queue = queues.get(host)
             running = self._running.get(host, 0)
-            if queue is None or running >= self._limit or host in self._paced:
+            if queue is None or running >= self._most(host) or host in self._paced:
                 continue
             task = queue.popleft()
-            if not queue:
-                del queues[host]
             self.waiting -= 1
             self._running[host] = running + 1
             if self._interval_s:
                 self._paced[host] = self._clock() + self._interval_s
+            if queue:
+                line.append(host)  # it may be allowed more than the one that has ended
+            else:
+                del queues[host]
             return task
         return None
 
@@ -78,6 +106,36 @@ class HostTurns(Generic[T]):
         else:
             del self._running[host]
         if self.waiting and host in self._queues:
+            self._line.append(host)
+
+    def refused(self, host: str) -> None:
+        """The host asked for a pause: half as many at once, and one behind the pause. Once for each pause."""
+        slowed = self._slowed_of(host)
+        slowed.limit = max(1.0, slowed.limit / 2)
+
+    def pause(self, host: str) -> None:
+        """The host is left alone for a while: one fetch goes ahead behind that, until it has `answered` or
+        `failed`.
+        """
+        self._slowed_of(host).is_tried = True
+
+    def answered(self, host: str) -> None:
+        """The host, which is in no pause, gave a good answer: in time it may be asked for more at once."""
+        slowed = self._slowed.get(host) if self._slowed else None
+        if slowed is None:
+            return
+        slowed.limit += 1 / (_ROUNDS * int(slowed.limit))
+        self.failed(host)
+        if slowed.limit >= self._limit:
+            del self._slowed[host]
+
+    def failed(self, host: str) -> None:
+        """The host, which is in no pause, gave no answer; that is no refusal, and others may follow."""
+        slowed = self._slowed.get(host) if self._slowed else None
+        if slowed is None:
+            return
+        slowed.is_tried = False
+        if host in self._queues:
             self._line.append(host)
 
     def due_in_s(self) -> float | None:
@@ -105,9 +163,21 @@ class HostTurns(Generic[T]):
         return [task for queue in list(self._queues.values()) for task in list(queue)]
 
     def clear(self) -> None:
-        """Forget what waits and what runs; when a host may start its next one is not forgotten."""
+        """Forget what waits and what runs; when, and of how many, a host may start is not forgotten."""
         self.drop_all()
         self._running.clear()
+
+    def _most(self, host: str) -> int:
+        slowed = self._slowed.get(host) if self._slowed else None
+        return self._limit if slowed is None else slowed.most
+
+    def _slowed_of(self, host: str) -> _Slowed:
+        slowed = self._slowed.setdefault(host, _Slowed(self._limit))
+        slowed.is_tried = True
+        self._slowed.move_to_end(host)
+        if len(self._slowed) > MAX_SLOWED:
+            self._slowed.popitem(last=False)
+        return slowed
 
     def _pass_time(self) -> None:
         now = self._clock()
