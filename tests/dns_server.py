@@ -97,8 +97,12 @@ class NameServer:
             if not question:
                 return
             packed, after_s = self._reply(question)
-            if packed is not None:
+            if packed is None:
+                continue
+            if after_s:
                 self._later.call(after_s, partial(self._socket.sendto, packed, sender))
+            else:
+                self._socket.sendto(packed, sender)
 
     def _serve_tcp(self) -> None:
         while True:
@@ -157,9 +161,6 @@ class Later:
         self._thread.start()
 
     def call(self, after_s: float, function: Callable[[], object]) -> None:
-        if not after_s:
-            function()
-            return
         with self._changed:
             self._count += 1
             heapq.heappush(self._due, (time.monotonic() + after_s, self._count, function))

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+import redis
 from dns_server import NXDOMAIN, REFUSED, SERVFAIL, NameServer, Reply
+from integration_support import KEYS, Running, changed, task, until
 
 from dlconsole.demo.web import SimulatedWeb, WebConfig
 from dlconsole.errors import ConfigError
-from dlconsole.model import Failure, FailureKind, LookupResult
-from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.model import Failure, FailureKind, LookupResult, SessionStats
+from dlconsole.settings import DnsSettings, FetchSettings, Settings
 from dlconsole.workers.fetch import dns
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.dns import Answer, Resolver
@@ -32,9 +35,9 @@ class Looker:
 
     def look_up(self, *names: str, within_s: float = 20) -> dict[str, Answer]:
         found = {name: answer for name in names if (answer := self.resolver.resolve(name))}
-        until = time.monotonic() + within_s
+        by = time.monotonic() + within_s
         while len(found) < len(names):
-            assert time.monotonic() < until
+            assert time.monotonic() < by
             due_s = self.resolver.due_in_s
             for fd, events in self.epoll.poll(0.05 if due_s is None else min(due_s, 0.05)):
                 self.resolver.process(fd, events)
@@ -157,9 +160,9 @@ def test_trouble_is_not_remembered_as_long_as_a_name_that_does_not_exist(
         answer = look.look_up("a.test")["a.test"]
         assert answer.until - time.monotonic() <= 5
         replies[0] = Reply(("192.0.2.1",))
-        until = time.monotonic() + 20
+        by = time.monotonic() + 20
         while not look.look_up("a.test")["a.test"].addresses:
-            assert time.monotonic() < until
+            assert time.monotonic() < by
             time.sleep(0.05)
 
 
@@ -224,9 +227,9 @@ def test_an_address_is_used_no_longer_than_the_settings_say(looker: Callable[...
     with NameServer(good("192.0.2.1", ttl_s=3000)) as server:
         look = looker(server, max_ttl_s=1)
         look.look_up("a.test")
-        until = time.monotonic() + 20
+        by = time.monotonic() + 20
         while server.asked["a.test"] < 2:
-            assert time.monotonic() < until
+            assert time.monotonic() < by
             look.look_up("a.test")
             time.sleep(0.05)
 
@@ -280,9 +283,9 @@ def fetch(engine: Engine[int], *urls: str) -> list[Fetched | Failure]:
         target = target_of(url)
         assert target is not None
         engine.start(number, target)
-    until = time.monotonic() + 30
+    by = time.monotonic() + 30
     while len(outcomes) < len(urls):
-        assert time.monotonic() < until
+        assert time.monotonic() < by
         outcomes |= {result.token: result.outcome for result in engine.poll(0.1)}
     return [outcomes[number] for number in range(len(urls))]
 
@@ -361,9 +364,9 @@ def test_no_task_loses_its_time_waiting_for_a_slot(
         targets = [target_of(f"http://a{i}.test:{port}/as/good/{i}") for i in range(80)]
         outcomes: dict[int, object] = {}
         started = most = 0
-        until = time.monotonic() + 60
+        by = time.monotonic() + 60
         while len(outcomes) < len(targets):
-            assert time.monotonic() < until
+            assert time.monotonic() < by
             while started < len(targets) and one.free:
                 target = targets[started]
                 assert target is not None
@@ -386,3 +389,50 @@ def test_addresses_are_not_started_ahead_of_slots(
             assert one.free
             one.start(token, target)
         assert one.free == 0
+
+
+def test_a_worker_that_is_stopped_gives_back_what_it_has_not_begun(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """At once, and not when their names are given up."""
+    with NameServer(lambda _: None) as server:
+        settings = changed(settings, "dns", resolvers=[server.address], timeout_s=60)
+        settings = changed(settings, "worker", drain_s=120)
+        redis_client.lpush(KEYS.task, *(task(f"http://dead{i}.test/{i}") for i in range(10)))
+        worker = Running(settings)
+        until(lambda: len(server.asked) == 10)
+        assert worker.stop() is True
+        assert redis_client.llen(KEYS.task) == 10
+
+
+def test_a_worker_tells_how_its_lookups_went(settings: Settings, redis_client: redis.Redis) -> None:
+    def answer(name: str) -> Reply | None:
+        return {"a": Reply(("127.0.0.1",)), "b": Reply(code=NXDOMAIN), "c": Reply(code=SERVFAIL)}.get(name[0])
+
+    with NameServer(answer) as server:
+        settings = changed(settings, "dns", resolvers=[server.address], timeout_s=1)
+        redis_client.lpush(
+            KEYS.task, *(task(f"http://{name}.test:1/") for name in ("a1", "b1", "c1", "d1", "d2"))
+        )
+        Running(settings)
+
+        def told() -> dict[str, int] | None:
+            records = [
+                msgspec.json.decode(raw, type=SessionStats) for raw in redis_client.hvals(KEYS.workers)
+            ]
+            return next((one.lookups for one in records if sum(one.lookups.values()) == 5), None)
+
+        assert until(told) == {"found": 1, "not_found": 1, "trouble": 1, "timeout": 2}
+        (stats,) = (msgspec.json.decode(raw, type=SessionStats) for raw in redis_client.hvals(KEYS.workers))
+        assert sum(stats.timings["dns"].values()) == 5
+
+
+def test_a_task_that_failed_for_trouble_is_not_tried_before_its_name_is_asked_for_again(
+    engine: Callable[..., Engine[int]],
+) -> None:
+    with NameServer(lambda name: Reply(code=NXDOMAIN if name[0] == "n" else SERVFAIL)) as server:
+        one = engine(server, negative_ttl_s=3600)
+        nobody, trouble = fetch(one, "http://nobody.test/", "http://a.test/")
+        assert isinstance(nobody, Failure) and nobody.retry_after_s is None
+        assert isinstance(trouble, Failure) and trouble.retry_after_s is not None
+        assert 0 < trouble.retry_after_s <= 5

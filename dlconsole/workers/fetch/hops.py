@@ -12,7 +12,7 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -162,6 +162,17 @@ class Hops(ABC, Generic[T]):
         else:
             self._ask_robots(self._robots, fetch)
         self._launch()
+
+    def drop_unbegun(self) -> list[T]:
+        """Forget the fetches of which nothing was asked yet, only their hosts' names; their tokens."""
+        dropped: list[Fetch[T]] = []
+        for name, waiting in list(self._looked_up.items()):
+            self._looked_up[name] = _without_unbegun(waiting, dropped)
+        self._looking_up -= len(dropped)
+        for fetch in dropped:
+            self._ahead.remove(fetch)
+        self._ready = deque(_without_unbegun(self._ready, dropped))
+        return [fetch.token for fetch in dropped]
 
     def _launch(self) -> None:
         """Give the fetches that are ready a slot each, as far as there are any."""
@@ -328,6 +339,15 @@ class Hops(ABC, Generic[T]):
         self._ahead.clear()
         self._ready.clear()
         return dropped
+
+
+def _without_unbegun(fetches: Iterable[Fetch[T]], dropped: list[Fetch[T]]) -> list[Fetch[T]]:
+    """Those that go on; the others become `dropped`. For a robots.txt others wait."""
+    kept = []
+    for fetch in fetches:
+        begun = fetch.deadline or isinstance(fetch, _RobotsFetch)
+        (kept if begun else dropped).append(fetch)
+    return kept
 
 
 def _scheme_of(url: str) -> str:
