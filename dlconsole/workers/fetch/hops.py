@@ -343,7 +343,7 @@ class Hops(ABC, Generic[T]):
 
 def _without_unbegun(fetches: Iterable[Fetch[T]], dropped: list[Fetch[T]]) -> list[Fetch[T]]:
     """Those that go on; the others become `dropped`. For a robots.txt others wait."""
-    kept = []
+    kept: list[Fetch[T]] = []
     for fetch in fetches:
         begun = fetch.deadline or isinstance(fetch, _RobotsFetch)
         (kept if begun else dropped).append(fetch)
