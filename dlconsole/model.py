@@ -77,6 +77,17 @@ class Task(msgspec.Struct, frozen=True, gc=False):
     hash: Any = None
 
 
+class LookupResult(StrEnum):
+    """What a name server made of a name."""
+
+    FOUND = "found"
+    NOT_FOUND = "not_found"
+    """There is no such name, or it has no address."""
+    TROUBLE = "trouble"
+    """The servers failed, refused, or could not be reached."""
+    TIMEOUT = "timeout"
+
+
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """One attempt that gave no image. `status` is the HTTP code, or None when there was none."""
 
@@ -136,6 +147,8 @@ class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
     reused: int = 0
     opened: int = 0
     """Of the sampled fetches: those on a connection that was open already, and on a new one."""
+    lookups: dict[str, int] = {}
+    """How many names were looked up, by `LookupResult`."""
     engine: str = "curl"
     version: str = ""
     waits: str = ""

@@ -338,7 +338,7 @@ class FetchSettings(Section):
     """`[fetch]`: limits of one fetch."""
 
     deadline_s: Seconds = Field(default=30.0, gt=0, le=3600)
-    """Hard limit on one task, redirects included."""
+    """Hard limit on one task, redirects included; waiting for names and for a slot is not counted."""
     connect_timeout_s: Seconds = Field(default=10.0, gt=0, le=600)
     """Limit on TCP and TLS together, at each hop; a name has `dns.timeout_s`."""
     max_bytes: Bytes = Field(default=32 * 2**20, ge=1, le=2**31 - 1)
@@ -390,14 +390,15 @@ class DnsSettings(Section):
     """Servers to ask, `HOST` or `HOST:PORT`; none: those of this host's resolv.conf."""
     timeout_s: Seconds = Field(default=5.0, gt=0, le=60)
     """Limit on one lookup, with all its tries."""
-    lookups: Count = Field(default=1000, ge=1, le=20_000)
-    """Most names looked up at once; fetches that wait for a robots.txt count as such."""
+    lookups: Count = Field(default=4000, ge=1, le=20_000)
+    """Most tasks held, in each process, that wait for their hosts' names or for a robots.txt."""
     min_ttl_s: Seconds = Field(default=60.0, ge=0, le=86_400)
     """How long a found address is used at least, whatever the answer allows."""
     max_ttl_s: Seconds = Field(default=3600.0, ge=0, le=86_400)
     """How long a found address is used at most."""
     negative_ttl_s: Seconds = Field(default=120.0, ge=0, le=86_400)
-    """How long a name that was not found is not asked for again."""
+    """How long a name that does not exist is not asked for again; after other failures that is as long as
+    they have lasted, 1 to 30 s."""
 
 
 class FeedSettings(Section):

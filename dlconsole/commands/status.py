@@ -32,6 +32,7 @@ legacy feeders fed; 1 when tasks are missing or there are too many (in a fleet w
 feeders that is no fault); 3 when Redis cannot be used.
 """
 _MOST_ROWS: Final = 50
+_PERCENTS: Final = (50, 95, 99)
 _UNKNOWN: Final = "-"
 
 
@@ -128,6 +129,7 @@ def _to_json(snapshot: FleetSnapshot) -> dict[str, Any]:
             "says": _invariant(counts),
         },
         "rates": asdict(snapshot.rates),
+        "times": _times(snapshot),
         "hosts": [msgspec.to_builtins(host) for host in snapshot.hosts],
         "sessions": [
             {"id": s.id, "alive": s.alive, "lease_ms": s.lease_ms} | msgspec.to_builtins(s.stats)
@@ -137,6 +139,22 @@ def _to_json(snapshot: FleetSnapshot) -> dict[str, Any]:
         "pause": asdict(snapshot.pause) if snapshot.pause else None,
         "warnings": [asdict(finding) for finding in findings(snapshot.redis)],
         "unreadable": snapshot.unreadable,
+    }
+
+
+def _times(snapshot: FleetSnapshot) -> dict[str, Any]:
+    """What fetching takes, in seconds, over all sessions; null where nothing was sampled."""
+    from dlconsole.services.fetch_times import PARTS, fetch_times
+
+    times = fetch_times(session.stats for session in snapshot.sessions)
+    return {
+        "parts": {
+            part: {f"p{percent}_s": times.percentile_s(part, percent) for percent in _PERCENTS}
+            for part in PARTS
+        },
+        "reuse": times.reuse,
+        "lookups": dict(times.lookups),
+        "lookup_failures": times.lookup_failures,
     }
 
 
@@ -185,6 +203,7 @@ def _facts(snapshot: FleetSnapshot) -> Iterator[tuple[str, str]]:
     yield "speed", f"{_short(rates.stored_per_s)} stored/s, {_short(rates.failed_per_s)} failed/s{ratio}"
     yield "bytes", f"{format_bytes(rates.bytes_per_s)}/s" if rates.bytes_per_s is not None else _UNKNOWN
     yield "finished in", format_duration(rates.finish_s) if rates.finish_s is not None else _UNKNOWN
+    yield from _time_facts(snapshot)
     alive = sum(session.alive for session in snapshot.sessions)
     yield "sessions", f"{alive} alive, {len(snapshot.sessions) - alive} with a lease that has run out"
     limit = f" of {format_bytes(redis.max_bytes)}" if redis.max_bytes else ""
@@ -204,6 +223,33 @@ def _facts(snapshot: FleetSnapshot) -> Iterator[tuple[str, str]]:
         yield "warning", f"{finding.said}: {finding.todo}"
     if snapshot.unreadable:
         yield "warning", f"{snapshot.unreadable} records of sessions or hosts are not dlconsole's"
+
+
+def _time_facts(snapshot: FleetSnapshot) -> Iterator[tuple[str, str]]:
+    """Only where there is something to tell."""
+    from dlconsole.model import LookupResult
+    from dlconsole.services.fetch_times import PARTS, fetch_times
+
+    times = fetch_times(session.stats for session in snapshot.sessions)
+    shown = [
+        f"{part.replace('_', ' ')} "
+        + "/".join(_short(1000 * (times.percentile_s(part, percent) or 0.0)) for percent in _PERCENTS)
+        for part in PARTS
+        if part in times.parts
+    ]
+    if shown:
+        percents = "/".join(f"p{percent}" for percent in _PERCENTS)
+        yield "times", f"{', '.join(shown)} ms ({percents})"
+    if times.reuse is not None:
+        yield "connections", f"{times.reuse:.1%} of requests on one that was open"
+    if times.lookup_failures is not None:
+        failed = [
+            f"{format_count(count)} {result.replace('_', ' ')}"
+            for result, count in times.lookups.items()
+            if count and result != LookupResult.FOUND
+        ]
+        said = f"{format_count(times.lookups.total())} looked up, {times.lookup_failures:.1%} failed"
+        yield "names", said + (f": {', '.join(failed)}" if failed else "")
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]], count: int) -> Table:

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--deadline",
         dest="fetch.deadline_s",
         metavar="TIME",
-        help="from the start to the last byte, names and redirects included: timeout (30s)",
+        help="from connecting to the last byte, redirects included, names not: timeout (30s)",
     )
     limits.add_argument(
         "--connect-timeout",
@@ -54,6 +54,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="dns.timeout_s",
         metavar="TIME",
         help="one name, all tries together: dns (5s)",
+    )
+    limits.add_argument(
+        "--resolver",
+        dest="dns.resolvers",
+        action="append",
+        metavar="HOST:PORT",
+        help="name server to ask instead of this host's, by its address, with or without a port; IPv6 in "
+        "brackets: [2001:db8::1]:53; may be given several times",
     )
     limits.add_argument(
         "--min-rate",

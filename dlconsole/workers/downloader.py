@@ -141,7 +141,10 @@ class Downloader:
                     self._drop_session()
                 self._hold(self._guard.look())
                 self._learn()
-                self._fill()
+                if self._drain_by is None:
+                    self._fill()
+                else:  # what is not begun is given back
+                    self._engine.drop_unbegun()
                 for result in self._engine.poll(self._wait_s()):
                     self._settle(result)
                 if self._decoders is not None:
@@ -221,7 +224,7 @@ class Downloader:
 
     def _fill(self) -> None:
         """Start as many tasks as there are free handles: those that waited for their host first."""
-        if self._drain_by is not None or self._guard.why:
+        if self._guard.why:
             return
         tasks, engine, turns = self._courier.tasks, self._engine, self._turns
         while self._can_start and (item := turns.next()) is not None:

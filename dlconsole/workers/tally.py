@@ -83,6 +83,7 @@ class Tally:
             timings=self._timings.counts,
             reused=self._timings.reused,
             opened=self._timings.opened,
+            lookups=dict(self._timings.lookups),
             version=__version__,
             waits=waits,
         )

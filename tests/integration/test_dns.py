@@ -5,14 +5,19 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
-from dns_server import NXDOMAIN, SERVFAIL, NameServer, Reply
+import redis
+from dns_server import NXDOMAIN, REFUSED, SERVFAIL, NameServer, Reply
+from integration_support import KEYS, Running, changed, task, until
 
-from dlconsole.demo.web import SimulatedWeb
+from dlconsole.demo.web import SimulatedWeb, WebConfig
 from dlconsole.errors import ConfigError
-from dlconsole.model import Failure, FailureKind
-from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.model import Failure, FailureKind, LookupResult, SessionStats
+from dlconsole.settings import DnsSettings, FetchSettings, Settings
+from dlconsole.workers.fetch import dns
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Engine, Fetched
@@ -30,9 +35,9 @@ class Looker:
 
     def look_up(self, *names: str, within_s: float = 20) -> dict[str, Answer]:
         found = {name: answer for name in names if (answer := self.resolver.resolve(name))}
-        until = time.monotonic() + within_s
+        by = time.monotonic() + within_s
         while len(found) < len(names):
-            assert time.monotonic() < until
+            assert time.monotonic() < by
             due_s = self.resolver.due_in_s
             for fd, events in self.epoll.poll(0.05 if due_s is None else min(due_s, 0.05)):
                 self.resolver.process(fd, events)
@@ -144,6 +149,134 @@ def test_a_resolver_that_is_none_is_refused() -> None:
     epoll.close()
 
 
+@pytest.mark.parametrize("reply", [Reply(code=SERVFAIL), Reply(code=REFUSED), None], ids=str)
+def test_trouble_is_not_remembered_as_long_as_a_name_that_does_not_exist(
+    reply: Reply | None, looker: Callable[..., Looker]
+) -> None:
+    """A short outage: the name is asked for again soon, and a task's next attempt is not before that."""
+    replies = [reply]
+    with NameServer(lambda _: replies[0]) as server:
+        look = looker(server, negative_ttl_s=3600, timeout_s=0.5)
+        answer = look.look_up("a.test")["a.test"]
+        assert answer.until - time.monotonic() <= 5
+        replies[0] = Reply(("192.0.2.1",))
+        by = time.monotonic() + 20
+        while not look.look_up("a.test")["a.test"].addresses:
+            assert time.monotonic() < by
+            time.sleep(0.05)
+
+
+def test_trouble_is_kept_longer_the_longer_it_lasts(looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda _: Reply(code=SERVFAIL)) as server:
+        look = looker(server, negative_ttl_s=3600)
+        first = look.look_up("a.test")["a.test"]
+        while (known := look.resolver.resolve("a.test")) is not None:
+            assert known.failing_since == first.failing_since
+            time.sleep(0.05)
+        second = look.look_up("a.test")["a.test"]
+    assert first.failing_since == second.failing_since > 0
+    assert second.until - time.monotonic() <= time.monotonic() - first.failing_since
+
+
+def test_a_malformed_answer_fails_nobody_elses_lookup(looker: Callable[..., Looker]) -> None:
+    """c-ares drops the socket that it came over, with all that was asked there, as often as it tries."""
+
+    def answer(name: str) -> Reply:
+        return Reply(("192.0.2.1",), torn=name.startswith("torn"), after_s=0.05)
+
+    torn = [f"torn{i}.test" for i in range(5)]
+    names = [name for i in range(5) for name in (torn[i], *(f"a{i}-{j}.test" for j in range(40)))]
+    with NameServer(answer) as server:
+        look = looker(server, timeout_s=20)
+        found = look.look_up(*names)
+        assert [name for name in names if not found[name].addresses] == torn
+        assert found["torn0.test"].result is LookupResult.TROUBLE
+        look.look_up("b.test")
+        assert len(look.resolver.fds) <= 2  # what was opened for them is closed
+
+
+def test_what_is_too_long_for_udp_comes_over_tcp(looker: Callable[..., Looker]) -> None:
+    addresses = tuple(f"192.0.2.{i}" for i in range(1, 60))
+    with NameServer(lambda _: Reply(addresses, cut=True)) as server:
+        answer = looker(server).look_up("a.test")["a.test"]
+        assert set(answer.addresses) < set(addresses)
+        assert server.over_tcp["a.test"] == 1
+
+
+def test_a_lost_question_is_put_again(looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda name: Reply(("192.0.2.1",)) if server.asked[name] > 1 else None) as server:
+        answer = looker(server, timeout_s=10).look_up("a.test")["a.test"]
+        assert answer.addresses == ("192.0.2.1",)
+
+
+def test_a_name_is_asked_for_as_it_stands(
+    looker: Callable[..., Looker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the host would make of it: search domains, how many dots it takes, aliases."""
+    (tmp_path / "aliases").write_text("intranet evil.test\n")
+    monkeypatch.setenv("HOSTALIASES", str(tmp_path / "aliases"))
+    monkeypatch.setenv("LOCALDOMAIN", "corp.test")
+    monkeypatch.setenv("RES_OPTIONS", "ndots:5")
+    with NameServer(lambda _: Reply(code=NXDOMAIN)) as server:
+        look = looker(server)
+        look.look_up("a.example.test", "intranet")
+        assert set(server.asked) == {"a.example.test", "intranet"}
+
+
+def test_an_address_is_used_no_longer_than_the_settings_say(looker: Callable[..., Looker]) -> None:
+    """Nor is it c-ares that answers again."""
+    with NameServer(good("192.0.2.1", ttl_s=3000)) as server:
+        look = looker(server, max_ttl_s=1)
+        look.look_up("a.test")
+        by = time.monotonic() + 20
+        while server.asked["a.test"] < 2:
+            assert time.monotonic() < by
+            look.look_up("a.test")
+            time.sleep(0.05)
+
+
+def test_an_alias_may_allow_less_time_than_its_addresses(looker: Callable[..., Looker]) -> None:
+    with NameServer(good("192.0.2.1", ttl_s=3000)) as server:
+        answer = looker(server).look_up("a.test")["a.test"]
+        assert answer.until > time.monotonic() + 2000
+    with NameServer(lambda _: Reply(("192.0.2.1",), 3000, alias_ttl_s=60)) as server:
+        answer = looker(server).look_up("a.test")["a.test"]
+        assert answer.addresses == ("192.0.2.1",)
+        assert answer.until <= time.monotonic() + 60
+
+
+def test_lookups_under_way_are_answered_though_a_new_channel_is_begun(
+    looker: Callable[..., Looker],
+) -> None:
+    with NameServer(lambda name: Reply(("192.0.2.1",), after_s=2.5 * name.startswith("slow"))) as server:
+        look = looker(server, max_ttl_s=0, timeout_s=20)
+        assert look.resolver.resolve("slow.test") is None
+        found: dict[str, Answer] = {}
+        number = 0
+        while "slow.test" not in found:
+            number += 1
+            found |= look.look_up(f"a{number}.test")
+            time.sleep(0.05)
+        assert found["slow.test"].addresses
+        assert server.asked["slow.test"] >= 1
+
+
+def test_what_is_remembered_is_bounded_in_bytes(
+    looker: Callable[..., Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "MAX_BYTES", 10_000)
+    with NameServer(lambda _: Reply(code=NXDOMAIN)) as server:
+        look = looker(server)
+        names = [f"{i:03}.{'a' * 60}.{'b' * 60}.test" for i in range(100)]
+        look.look_up(*names)
+        known = [name for name in names if look.resolver.resolve(name) is not None]
+        assert 10 <= len(known) <= 20
+        assert set(known) <= set(names[-30:]) | set(names)
+        asked = sum(server.asked.values())
+        assert look.look_up("a" * 60_000 + ".test")  # no name: nobody is asked, and it is not kept
+        assert sum(server.asked.values()) <= asked + 100
+
+
 def fetch(engine: Engine[int], *urls: str) -> list[Fetched | Failure]:
     """What comes of each, in order."""
     outcomes: dict[int, Fetched | Failure] = {}
@@ -151,20 +284,22 @@ def fetch(engine: Engine[int], *urls: str) -> list[Fetched | Failure]:
         target = target_of(url)
         assert target is not None
         engine.start(number, target)
-    until = time.monotonic() + 30
+    by = time.monotonic() + 30
     while len(outcomes) < len(urls):
-        assert time.monotonic() < until
+        assert time.monotonic() < by
         outcomes |= {result.token: result.outcome for result in engine.poll(0.1)}
     return [outcomes[number] for number in range(len(urls))]
+
+
+_FETCHING = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=10)
 
 
 @pytest.fixture(params=[CurlEngine, RequestsEngine])
 def engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine[int]]]:
     opened: list[Engine[int]] = []
 
-    def start(server: NameServer, **dns: object) -> Engine[int]:
+    def start(server: NameServer, fetching: FetchSettings = _FETCHING, **dns: object) -> Engine[int]:
         settings = DnsSettings.model_validate({"resolvers": [server.address], "timeout_s": 2} | dns)
-        fetching = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=10)
         opened.append(request.param(fetching, settings, 4))
         return opened[-1]
 
@@ -201,8 +336,11 @@ def test_dead_names_hold_no_slot(engine: Callable[..., Engine[int]], web: Simula
     with NameServer(answer) as server:
         one = engine(server, timeout_s=10)
         port = web.address.rpartition(":")[2]
-        for i in range(40):
-            assert one.free
+        late_by = time.monotonic() + 30
+        for i in range(40):  # as many as are likely to be found soon; the others when those are overdue
+            while not one.free:
+                assert time.monotonic() < late_by
+                assert one.poll(0.1) == []
             target = target_of(f"http://dead{i}.test:{port}/x")
             assert target is not None
             one.start(1000 + i, target)
@@ -211,3 +349,91 @@ def test_dead_names_hold_no_slot(engine: Callable[..., Engine[int]], web: Simula
         assert one.running == 40
         assert sorted(one.cancel_all()) == [1000 + i for i in range(40)]
         assert one.running == 0
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3])
+def test_no_task_loses_its_time_waiting_for_a_slot(
+    engine: Callable[..., Engine[int]], after_s: float
+) -> None:
+    """Four slots, eighty hosts whose names are found at once, and a web that takes its time."""
+    with (
+        SimulatedWeb(WebConfig(latency_s=0.2)) as slow,
+        NameServer(lambda _: Reply(("127.0.0.1",), after_s=after_s)) as server,
+    ):
+        one = engine(server, FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=1.5))
+        port = slow.address.rpartition(":")[2]
+        targets = [target_of(f"http://a{i}.test:{port}/as/good/{i}") for i in range(80)]
+        outcomes: dict[int, object] = {}
+        started = most = 0
+        by = time.monotonic() + 60
+        while len(outcomes) < len(targets):
+            assert time.monotonic() < by
+            while started < len(targets) and one.free:
+                target = targets[started]
+                assert target is not None
+                one.start(started, target)
+                started += 1
+                most = max(most, one.running)
+            outcomes |= {result.token: result.outcome for result in one.poll(0.1)}
+        assert [outcome for outcome in outcomes.values() if not isinstance(outcome, Fetched)] == []
+        assert most <= 4 + 4 + 16  # what runs, what may start at once, and what is looked up ahead of it
+
+
+def test_addresses_are_not_started_ahead_of_slots(
+    engine: Callable[..., Engine[int]], web: SimulatedWeb
+) -> None:
+    with NameServer(lambda _: None) as server:
+        one = engine(server)
+        target = target_of(f"http://{web.address}/as/slow/1")
+        assert target is not None
+        for token in range(4):
+            assert one.free
+            one.start(token, target)
+        assert one.free == 0
+
+
+def test_a_worker_that_is_stopped_gives_back_what_it_has_not_begun(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """At once, and not when their names are given up."""
+    with NameServer(lambda _: None) as server:
+        settings = changed(settings, "dns", resolvers=[server.address], timeout_s=60)
+        settings = changed(settings, "worker", drain_s=120)
+        redis_client.lpush(KEYS.task, *(task(f"http://dead{i}.test/{i}") for i in range(10)))
+        worker = Running(settings)
+        until(lambda: len(server.asked) == 10)
+        assert worker.stop() is True
+        assert redis_client.llen(KEYS.task) == 10
+
+
+def test_a_worker_tells_how_its_lookups_went(settings: Settings, redis_client: redis.Redis) -> None:
+    def answer(name: str) -> Reply | None:
+        return {"a": Reply(("127.0.0.1",)), "b": Reply(code=NXDOMAIN), "c": Reply(code=SERVFAIL)}.get(name[0])
+
+    with NameServer(answer) as server:
+        settings = changed(settings, "dns", resolvers=[server.address], timeout_s=1)
+        redis_client.lpush(
+            KEYS.task, *(task(f"http://{name}.test:1/") for name in ("a1", "b1", "c1", "d1", "d2"))
+        )
+        Running(settings)
+
+        def told() -> dict[str, int] | None:
+            records = [
+                msgspec.json.decode(raw, type=SessionStats) for raw in redis_client.hvals(KEYS.workers)
+            ]
+            return next((one.lookups for one in records if sum(one.lookups.values()) == 5), None)
+
+        assert until(told) == {"found": 1, "not_found": 1, "trouble": 1, "timeout": 2}
+        (stats,) = (msgspec.json.decode(raw, type=SessionStats) for raw in redis_client.hvals(KEYS.workers))
+        assert sum(stats.timings["dns"].values()) == 5
+
+
+def test_a_task_that_failed_for_trouble_is_not_tried_before_its_name_is_asked_for_again(
+    engine: Callable[..., Engine[int]],
+) -> None:
+    with NameServer(lambda name: Reply(code=NXDOMAIN if name[0] == "n" else SERVFAIL)) as server:
+        one = engine(server, negative_ttl_s=3600)
+        nobody, trouble = fetch(one, "http://nobody.test/", "http://a.test/")
+        assert isinstance(nobody, Failure) and nobody.retry_after_s is None
+        assert isinstance(trouble, Failure) and trouble.retry_after_s is not None
+        assert 0 < trouble.retry_after_s <= 5

@@ -79,6 +79,37 @@ def test_status_as_json_has_every_count_and_the_invariant(
     assert found["redis"]["aof"] is True and found["warnings"] == [] and found["pause"] is None
 
 
+def test_status_adds_up_what_fetching_takes_over_the_sessions(
+    words: list[str], redis_client: redis.Redis, redis_url: str, capsys: Said
+) -> None:
+    assert main(["status", "--json", *words]) == 0
+    nothing = json.loads(capsys.readouterr().out)["times"]
+    assert nothing["parts"]["total"]["p50_s"] is None
+    assert nothing["reuse"] is None and nothing["lookup_failures"] is None
+    for number, bucket in enumerate(("8", "40")):
+        session = Session(redis_client, KEYS, new_session_id("w"), lease_s=30, url=redis_url)
+        session.open()
+        timings = {"dns": {bucket: 10}, "total": {"20": 5}, "other": {"1": 1}}
+        stats = SessionStats(
+            host="w", pid=1, started_ms=0, timings=timings, reused=9 * number, opened=1,
+            lookups={"found": 6, "not_found": 2, "timeout": 2 * number, "nonsense": 90},
+        )  # fmt: skip
+        session.renew(stats)
+    assert main(["status", "--json", *words]) == 0
+    times = json.loads(capsys.readouterr().out)["times"]
+    dns = times["parts"]["dns"]
+    assert 0 < dns["p50_s"] < 0.001
+    assert 0.05 < dns["p95_s"] == dns["p99_s"]
+    assert times["parts"]["connect"]["p99_s"] is None and "other" not in times["parts"]
+    assert times["reuse"] == pytest.approx(9 / 11)
+    assert times["lookups"] == {"found": 12, "not_found": 4, "trouble": 0, "timeout": 2}
+    assert times["lookup_failures"] == pytest.approx(1 / 3)
+    assert main(["status", *words]) == 0
+    out = capsys.readouterr().out
+    for text in ("(p50/p95/p99)", "81.8% of requests", "18 looked up, 33.3% failed: 4 not found, 2 timeout"):
+        assert text in out, text
+
+
 @pytest.mark.parametrize(("fed", "status", "missing"), [(12, 1, 2), (7, 1, -3), (0, 0, None)])
 def test_the_exit_status_says_whether_tasks_are_missing(
     fed: int,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dlconsole.histogram import Histogram
-from dlconsole.model import Failure, FailureKind, SitesReport, Stored
+from dlconsole.model import Failure, FailureKind, LookupResult, SitesReport, Stored
 from dlconsole.workers.fetch import sites as module
 from dlconsole.workers.fetch.sites import MAX_KNOWN, MAX_REPORT_BYTES, MAX_REPORTED, Sites
 from dlconsole.workers.fetch.timings import Timings
@@ -25,7 +25,7 @@ def report_of(sites: Sites) -> SitesReport:
 def test_a_site_has_its_counts_kinds_and_times() -> None:
     timings = Timings()
     sites = timings.sites
-    timings.add_lookup("a.example", 0.2)
+    timings.add_lookup("a.example", 0.2, LookupResult.FOUND)
     timings.add_fetch("a.example", opened=True, connect_s=0.1, tls_s=0.3, first_byte_s=0.5, total_s=1)
     timings.add_fetch("a.example", opened=False, connect_s=0, tls_s=0, first_byte_s=0.5, total_s=1)
     for outcome in (STORED, STORED, LATE):

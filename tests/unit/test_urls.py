@@ -52,6 +52,32 @@ def test_what_is_no_http_url_is_none(url: str) -> None:
     assert target_of(url) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "url", "host"),
+    [
+        ("http://A.Test./x", "http://A.Test/x", "a.test"),
+        ("https://u:p@a.test.:8443/x?http://a.test./", "https://u:p@a.test:8443/x?http://a.test./", "a.test"),
+        ("http://127.0.0.1./x", "http://127.0.0.1/x", "127.0.0.1"),
+        ("http://127.1/x", "http://127.1/x", "127.0.0.1"),
+        ("http://0x7f.1:81/x", "http://0x7f.1:81/x", "127.0.0.1"),
+        ("http://[0:0:0::1]/x", "http://[0:0:0::1]/x", "::1"),
+    ],
+)
+def test_one_host_has_one_name(given: str, url: str, host: str) -> None:
+    target = target_of(given)
+    assert target is not None
+    assert (target.url, target.host) == (url, host)
+
+
+def test_a_host_that_is_longer_than_names_can_be_is_none() -> None:
+    name = ".".join(["a" * 50] * 4 + ["b" * 49])
+    assert len(name) == 253
+    assert target_of(f"http://{name}/") == target_of(f"http://{name}./")
+    assert target_of(f"http://{name}c/") is None
+    assert target_of("http://" + "0" * 60_000 + ".1/") is None
+    assert target_of("http://./") is None
+
+
 def test_every_real_url_is_taken_by_libcurl(shared_data: Path) -> None:
     handle = pycurl.Curl()
     refused = []

@@ -151,7 +151,7 @@ class CurlEngine(Hops[T]):
     ) -> None:
         """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, is_parked)
+        super().__init__(settings, dns, self._epoll, concurrency, is_parked)
         self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -171,9 +171,7 @@ class CurlEngine(Hops[T]):
         """How many more fetches can be started now. Those whose host is being looked up need no handle
         yet, so that dead domains hold up nothing but themselves.
         """
-        if self._looking_up >= self._most_lookups:
-            return 0
-        return max(0, len(self._idle) - len(self._ready))
+        return self._room(len(self._idle))
 
     @property
     def running(self) -> int:

@@ -2,8 +2,10 @@
 
 libcurl looks names up in a few threads, and each waits for its answer: a handful of dead domains stops
 all others. c-ares (through pycares) asks over one socket and waits for as many answers as there are
-questions. What it finds is kept for as long as the answer allows, within bounds; what it does not find
-is kept for a while too, so that a dead domain is asked for once, not for each of its thousand pictures.
+questions. What it finds is kept for as long as the answer allows, within bounds; that there is no such name
+is kept for a while too. Where only no answer could be had, that is kept for no longer than the trouble has
+lasted, so that a dead domain is not asked for with each of its thousand pictures, and a short outage is over
+when it is over.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
@@ -20,25 +23,117 @@ import pycares
 import pycares.errno
 
 from dlconsole.errors import ConfigError
-from dlconsole.model import Failure, FailureKind
+from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings
 
-MAX_KEPT: Final = 100_000
-"""Most names remembered; the one that was asked for longest ago is forgotten first."""
+MAX_BYTES: Final = 32 * 2**20
+"""What is remembered of names, together; the one that was asked for longest ago is forgotten first."""
+_ENTRY_BYTES: Final = 450
+_ADDRESS_BYTES: Final = 64
+"""About what a name takes, and each of its addresses."""
 _MAX_ADDRESSES: Final = 8
 _TRIES: Final = 4
 """c-ares asks again sooner where a server is usually quick, so a slow name needs several tries."""
+_TROUBLE_S: Final = (1.0, 30.0)
+"""How long it is kept at least and at most that no answer could be had."""
+_RECEIVE_BYTES: Final = 4 * 2**20
+"""Room for answers that come at once: what does not fit is lost, and asked for again after a timeout."""
+_CHANNEL_S: Final = 1.0
+"""The shortest life of a channel; each reads this host's resolv.conf anew."""
+_ALONE: Final = 16
+"""How many names are asked for at once over a channel of their own."""
+_NO_SUCH_NAME: Final = frozenset(
+    {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME}
+)
+_FLAGS: Final = (
+    pycares.ARES_FLAG_EDNS  # c-ares's own default
+    # A name in a list is whole: no search domain of this host's, and no alias of the environment's.
+    | pycares.ARES_FLAG_NOSEARCH
+    | pycares.ARES_FLAG_NOALIASES
+)
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """What is known of a name until `until` (monotonic): its addresses, or why there are none.
-    `asked_s` is how long it took to find out.
+    `asked_s` is how long it took to find out; `failing_since` is when trouble with it began, if there is any.
     """
 
     addresses: tuple[str, ...]
     until: float
     failure: Failure | None = None
     asked_s: float = 0.0
+    result: LookupResult = LookupResult.FOUND
+    failing_since: float = 0.0
+
+    def failure_now(self, failure: Failure) -> Failure:
+        """Its `failure` for a task that ends with it now: where it is the servers' trouble, with the moment
+        from which on the name is asked for again, so that each attempt puts a question.
+        """
+        if not self.failing_since:
+            return failure
+        return msgspec.structs.replace(failure, retry_after_s=max(0.0, self.until - time.monotonic()))
+
+
+class _Line:
+    """One channel of c-ares: its sockets, and the answers that it owes."""
+
+    def __init__(self, settings: DnsSettings, watch: Callable[[_Line, int, int], None]) -> None:
+        """`watch` is told which events of a descriptor it waits for, 0: none. Raises AresError."""
+        self.fds: set[int] = set()
+        self.pending = 0
+        self.born = self._asked_at = time.monotonic()
+        self._timeout_s = settings.timeout_s
+        self.closed = False
+        self._watch = watch
+        self._channel = pycares.Channel(
+            flags=_FLAGS,
+            timeout=settings.timeout_s / (_TRIES + 1),
+            tries=_TRIES,
+            sock_state_cb=self._on_socket_state,
+            servers=settings.resolvers or None,
+            socket_receive_buffer_size=_RECEIVE_BYTES,
+        )
+
+    @property
+    def due_in_s(self) -> float:
+        """When `process` is to be called; only while something is pending."""
+        wanted_s: float = self._channel.timeout()  # type: ignore[no-untyped-call]
+        return wanted_s
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody waits for an answer of it any more."""
+        return not self.pending or time.monotonic() - self._asked_at > self._timeout_s
+
+    def ask(self, name: str, answered: Callable[[Any, int | None], None]) -> None:
+        def on_answer(result: Any, error: int | None) -> None:
+            if not self.closed:  # a closed channel calls from a thread of pycares
+                self.pending -= 1
+                answered(result, error)
+
+        self.pending += 1
+        self._asked_at = time.monotonic()
+        self._channel.getaddrinfo(
+            name, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG, callback=on_answer
+        )
+
+    def process(
+        self, readable: int = pycares.ARES_SOCKET_BAD, writable: int = pycares.ARES_SOCKET_BAD
+    ) -> None:
+        self._channel.process_fd(readable, writable)
+
+    def close(self) -> None:
+        for fd in list(self.fds):
+            self._watch(self, fd, 0)
+        self.closed = True
+        self._channel.close()
+
+    def _on_socket_state(self, fd: int, readable: bool, writable: bool) -> None:
+        """c-ares says which events of a descriptor it waits for; none: it is about to close it. A closed
+        channel is taken down by a thread of pycares, when the epoll may be no more.
+        """
+        if not self.closed:
+            self._watch(self, fd, (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0))
 
 
 class Resolver:
@@ -48,21 +143,21 @@ class Resolver:
 
     def __init__(self, settings: DnsSettings, epoll: select.epoll) -> None:
         """Raises ConfigError where a resolver of the settings cannot be used."""
-        self.fds: set[int] = set()
+        self.fds: dict[int, _Line] = {}
         self._settings = settings
-        self._closed = False
         self._epoll = epoll
         self._known: OrderedDict[str, Answer] = OrderedDict()
+        self._size_bytes = 0
         self._asked: dict[str, float] = {}
         self._found: list[tuple[str, Answer]] = []
+        # c-ares remembers answers as well, for as long as they allow: a channel that lives no longer than
+        # ours may be kept answers none of them again, and what it remembers does not grow without end.
+        self._channel_s = max(_CHANNEL_S, min(settings.max_ttl_s, settings.negative_ttl_s))
+        self._retired: list[_Line] = []
+        self._alone: dict[str, _Line] = {}
+        self._to_ask_alone: deque[str] = deque()
         try:
-            self._channel = pycares.Channel(
-                timeout=settings.timeout_s / (_TRIES + 1),
-                tries=_TRIES,
-                sock_state_cb=self._on_socket_state,
-                domains=[],  # a name in a list is whole: no search domain of this host's is tried on it
-                servers=settings.resolvers or None,
-            )
+            self._line = _Line(settings, self._watch)
         except pycares.AresError as error:
             raise ConfigError(f"dns.resolvers {', '.join(settings.resolvers)}: {error}") from error
 
@@ -76,8 +171,8 @@ class Resolver:
         """In how many seconds `tick` is to be called at the latest; None while nothing is looked up."""
         if not self._asked:
             return None
-        wanted_s: float = self._channel.timeout()  # type: ignore[no-untyped-call]
-        return min(self._settings.timeout_s, wanted_s)
+        waits_s = [line.due_in_s for line in self._lines() if line.pending]
+        return min([self._settings.timeout_s, *waits_s])
 
     def resolve(self, name: str) -> Answer | None:
         """What is known of a name; None while it is being looked up, then `take_found` has it later."""
@@ -85,14 +180,10 @@ class Resolver:
         if known is not None and time.monotonic() < known.until:
             return known
         if name not in self._asked:
+            if not _is_name(name):
+                return _no_answer(name, "no name of a host", LookupResult.NOT_FOUND, until=0.0)
             self._asked[name] = time.monotonic()
-            self._channel.getaddrinfo(
-                name,
-                None,
-                type=socket.SOCK_STREAM,
-                flags=socket.AI_ADDRCONFIG,
-                callback=lambda result, error: self._on_answer(name, result, error),
-            )
+            self._ask(self._current_line(), name)
             if name not in self._asked:  # answered at once: by the hosts file, or from c-ares's own cache
                 return self._found.pop()[1]
         return None
@@ -101,11 +192,15 @@ class Resolver:
         """A descriptor is ready."""
         readable = fd if events & ~select.EPOLLOUT else pycares.ARES_SOCKET_BAD
         writable = fd if events & select.EPOLLOUT else pycares.ARES_SOCKET_BAD
-        self._channel.process_fd(readable, writable)
+        line = self.fds.get(fd)
+        if line is not None:  # else it was closed by what was ready before it
+            line.process(readable, writable)
+            self._ask_alone()
 
     def tick(self) -> None:
         """See to what has waited for long: ask again, or give up."""
-        self._channel.process_fd(pycares.ARES_SOCKET_BAD, pycares.ARES_SOCKET_BAD)
+        for line in self._lines():
+            line.process()
         latest = time.monotonic() - self._settings.timeout_s
         late = []
         for name, since in self._asked.items():  # the oldest first
@@ -113,7 +208,8 @@ class Resolver:
                 break
             late.append(name)
         for name in late:
-            self._fail(name, f"no answer within {self._settings.timeout_s:g} s")
+            self._fail(name, f"no answer within {self._settings.timeout_s:g} s", LookupResult.TIMEOUT)
+        self._ask_alone()
 
     def take_found(self) -> list[tuple[str, Answer]]:
         """What was found out since the last call, good or bad."""
@@ -122,49 +218,89 @@ class Resolver:
 
     def close(self) -> None:
         """Drop every lookup."""
-        self._closed = True
         self._asked.clear()
-        self._channel.close()
+        for line in self._lines():
+            line.close()
+
+    def _lines(self) -> list[_Line]:
+        return [self._line, *self._retired, *self._alone.values()]
+
+    def _current_line(self) -> _Line:
+        """The one that is asked now, a new one from time to time."""
+        if time.monotonic() - self._line.born >= self._channel_s:
+            self._retired.append(self._line)
+            self._line = _Line(self._settings, self._watch)
+            for line in [line for line in self._retired if line.is_done]:
+                self._retired.remove(line)
+                line.close()
+        return self._line
+
+    def _ask(self, line: _Line, name: str) -> None:
+        line.ask(name, lambda result, error: self._on_answer(name, result, error))
+
+    def _ask_alone(self) -> None:
+        """One answer that cannot be read fails everything that c-ares has asked over the same socket, several
+        times. So names that failed in that way are asked for once more, each over a socket of its own.
+        """
+        for name in [name for name in self._alone if name not in self._asked]:
+            self._alone.pop(name).close()
+        while self._to_ask_alone and len(self._alone) < _ALONE:
+            name = self._to_ask_alone.popleft()
+            if name in self._asked:
+                self._alone[name] = _Line(self._settings, self._watch)
+                self._ask(self._alone[name], name)
 
     def _on_answer(self, name: str, result: Any, error: int | None) -> None:
         """c-ares's callback; for a name that was given up meanwhile it still says what it knows."""
-        if self._closed:
-            return
-        if error is not None:
+        if error == pycares.errno.ARES_EBADRESP and name in self._asked and name not in self._alone:
+            self._to_ask_alone.append(name)
+        elif error is not None:
             if name in self._asked:
-                self._fail(name, _words(error))
-            return
+                self._fail(name, _words(error), _RESULTS.get(error, LookupResult.TROUBLE))
+        else:
+            self._learn(name, result)
+
+    def _learn(self, name: str, result: Any) -> None:
         addresses = tuple(dict.fromkeys(_address(node.addr[0]) for node in result.nodes))[:_MAX_ADDRESSES]
-        ttl_s = min((node.ttl for node in result.nodes), default=0)
         if not addresses:
-            self._fail(name, "the name has no address")
+            self._fail(name, "the name has no address", LookupResult.NOT_FOUND)
             return
+        ttl_s = min(part.ttl for part in (*result.nodes, *result.cnames))
         kept_s = min(max(ttl_s, self._settings.min_ttl_s), self._settings.max_ttl_s)
         self._keep(name, Answer(addresses, time.monotonic() + kept_s))
 
-    def _fail(self, name: str, why: str) -> None:
-        failure = Failure(FailureKind.DNS, f"{name[:255]}: {why}")
-        self._keep(name, Answer((), time.monotonic() + self._settings.negative_ttl_s, failure))
+    def _fail(self, name: str, why: str, result: LookupResult) -> None:
+        now, most_s = time.monotonic(), self._settings.negative_ttl_s
+        if result is LookupResult.NOT_FOUND:
+            self._keep(name, _no_answer(name, why, result, now + most_s))
+            return
+        known = self._known.get(name)
+        since = (known.failing_since if known is not None else 0.0) or self._asked[name]
+        least_s, longest_s = _TROUBLE_S
+        kept_s = min(max(now - since, least_s), longest_s, most_s)
+        answer = _no_answer(name, why, result, now + kept_s)
+        self._keep(name, msgspec.structs.replace(answer, failing_since=since))
 
     def _keep(self, name: str, answer: Answer) -> None:
         since = self._asked.pop(name, None)
         if since is not None:
             answer = msgspec.structs.replace(answer, asked_s=time.monotonic() - since)
             self._found.append((name, answer))
+        self._forget(name)
         self._known[name] = answer
-        self._known.move_to_end(name)
-        if len(self._known) > MAX_KEPT:
-            self._known.popitem(last=False)
+        self._size_bytes += _size_bytes(name, answer)
+        while self._size_bytes > MAX_BYTES:
+            self._forget(next(iter(self._known)))
 
-    def _on_socket_state(self, fd: int, readable: bool, writable: bool) -> None:
-        """c-ares says which events of a descriptor it waits for; none: it is about to close it. A closed
-        channel is taken down by a thread of pycares, when the epoll is no more.
-        """
-        if self._closed:
-            return
-        events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+    def _forget(self, name: str) -> None:
+        known = self._known.pop(name, None)
+        if known is not None:
+            self._size_bytes -= _size_bytes(name, known)
+
+    def _watch(self, line: _Line, fd: int, events: int) -> None:
         if not events:
-            self.fds.discard(fd)
+            line.fds.discard(fd)
+            self.fds.pop(fd, None)
             try:
                 self._epoll.unregister(fd)
             except OSError:
@@ -172,8 +308,28 @@ class Resolver:
         elif fd in self.fds:
             self._epoll.modify(fd, events)
         else:
-            self.fds.add(fd)
+            line.fds.add(fd)
+            self.fds[fd] = line
             self._epoll.register(fd, events)
+
+
+_RESULTS: Final = dict.fromkeys(_NO_SUCH_NAME, LookupResult.NOT_FOUND) | {
+    pycares.errno.ARES_ETIMEOUT: LookupResult.TIMEOUT
+}
+"""c-ares's errors; every other one is the servers' trouble."""
+
+
+def _is_name(name: str) -> bool:
+    """Whether a server could be asked for it at all: RFC 1035, 2.3.4."""
+    return len(name) <= 253 and all(0 < len(label) <= 63 for label in name.split("."))
+
+
+def _no_answer(name: str, why: str, result: LookupResult, until: float) -> Answer:
+    return Answer((), until, Failure(FailureKind.DNS, f"{name[:255]}: {why}"), result=result)
+
+
+def _size_bytes(name: str, answer: Answer) -> int:
+    return _ENTRY_BYTES + len(name) + _ADDRESS_BYTES * len(answer.addresses)
 
 
 def _words(error: int) -> str:

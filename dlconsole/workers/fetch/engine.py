@@ -102,6 +102,9 @@ class Engine(Protocol[T]):
     def wake(self) -> None:
         """End a `poll` that waits; the one method that other threads may call."""
 
+    def drop_unbegun(self) -> list[T]:
+        """Forget the fetches of which nothing was asked yet, only their hosts' names; their tokens."""
+
     def cancel_all(self) -> list[T]:
         """Drop every running fetch; their tokens."""
 

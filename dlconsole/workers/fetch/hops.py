@@ -12,16 +12,17 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from dlconsole.errors import ConfigError
-from dlconsole.model import Failure, FailureKind
+from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
+from dlconsole.workers.fetch.lookahead import Lookahead
 from dlconsole.workers.fetch.parks import REFUSALS
 from dlconsole.workers.fetch.proxy_secrets import ProxySecrets
 from dlconsole.workers.fetch.timings import Timings
@@ -42,19 +43,36 @@ def nobody_is_parked(_host: str) -> bool:
 
 
 class Fetch(Generic[T]):
-    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took."""
+    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took. Its time
+    runs while it has a slot.
+    """
 
-    __slots__ = ("addresses", "deadline", "hops", "target", "token")
+    __slots__ = (
+        "addresses",
+        "deadline",
+        "expected_since",
+        "has_waited",
+        "hops",
+        "left_s",
+        "target",
+        "token",
+    )
 
     text_bytes: ClassVar[int] = 0
     """How much of the body is wanted, where it is to be text and not an image; see `Receiver`."""
 
-    def __init__(self, token: T, target: Target, deadline: float) -> None:
+    def __init__(self, token: T, target: Target, left_s: float) -> None:
         self.token = token
         self.target = target
         self.addresses: tuple[str, ...] = ()
         """What its host's name stands for; nothing where that is an address, or a proxy's matter."""
-        self.deadline = deadline
+        self.left_s = left_s
+        """How much of its time is left; while it has a slot it ends at `deadline`."""
+        self.deadline = 0.0
+        self.has_waited = False
+        """Whether it had to wait for a name."""
+        self.expected_since = 0.0
+        """Since when its name is being looked up, while an answer is likely; see `Hops._room`."""
         self.hops = 0
 
     @property
@@ -72,8 +90,8 @@ class _RobotsFetch(Fetch[T]):
 
     text_bytes = ROBOTS_TXT_BYTES
 
-    def __init__(self, origin: Origin, first: Fetch[T], deadline: float) -> None:
-        super().__init__(first.token, origin.robots_txt, deadline)
+    def __init__(self, origin: Origin, first: Fetch[T], left_s: float) -> None:
+        super().__init__(first.token, origin.robots_txt, left_s)
         self.origin = origin
         self.waiting = [first]
 
@@ -92,6 +110,7 @@ class Hops(ABC, Generic[T]):
         settings: FetchSettings,
         dns: DnsSettings,
         epoll: select.epoll,
+        concurrency: int,
         is_parked: Callable[[str], bool],
     ) -> None:
         """`is_parked` says to which hosts no redirect is followed now. Raises ConfigError where the file of
@@ -114,6 +133,7 @@ class Hops(ABC, Generic[T]):
         self._looked_up: dict[str, list[Fetch[T]]] = {}
         self._looking_up = 0
         """How many fetches wait for a name, or for a robots.txt."""
+        self._ahead = Lookahead(concurrency)
         self._robots: Robots | None = None
         self._robots_fetches: dict[Origin, _RobotsFetch[T]] = {}
         self._robots_ready: deque[Fetch[T]] = deque()
@@ -134,19 +154,43 @@ class Hops(ABC, Generic[T]):
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         """Begin the fetch's next hop, or say why that cannot be done."""
 
+    def _room(self, idle: int) -> int:
+        """How many more fetches can be started where so many slots are idle. Those that are ready will need
+        one, and those whose name is likely to be found soon; of these there are more than slots, so that
+        none stays idle for want of a name. Dead names take up no room once they are late.
+        """
+        if self._looking_up >= self._most_lookups:
+            return 0
+        return max(0, idle - len(self._ready) + self._ahead.room)
+
     def start(self, token: T, target: Target) -> None:
         """Begin one fetch, whose outcome `poll` gives."""
-        fetch = Fetch(token, target, time.monotonic() + self._settings.deadline_s)
+        fetch = Fetch(token, target, self._settings.deadline_s)
         if self._robots is None:
             self._look_up(fetch)
         else:
             self._ask_robots(self._robots, fetch)
         self._launch()
 
+    def drop_unbegun(self) -> list[T]:
+        """Forget the fetches of which nothing was asked yet, only their hosts' names; their tokens."""
+        dropped: list[Fetch[T]] = []
+        for name, waiting in list(self._looked_up.items()):
+            self._looked_up[name] = _without_unbegun(waiting, dropped)
+        self._looking_up -= len(dropped)
+        for fetch in dropped:
+            self._ahead.remove(fetch)
+        self._ready = deque(_without_unbegun(self._ready, dropped))
+        return [fetch.token for fetch in dropped]
+
     def _launch(self) -> None:
         """Give the fetches that are ready a slot each, as far as there are any."""
         while self._has_slot() and (fetch := self._next_ready()) is not None:
-            failure = self._late() if time.monotonic() >= fetch.deadline else self._begin(fetch)
+            if fetch.has_waited and self._is_parked(fetch.target.host):  # meanwhile
+                self._end(fetch, TurnedAway())
+                continue
+            fetch.deadline = time.monotonic() + fetch.left_s
+            failure = self._begin(fetch)
             if failure is not None:
                 self._end(fetch, failure)
             elif fetch.text_bytes:
@@ -155,23 +199,19 @@ class Hops(ABC, Generic[T]):
     def _next_ready(self) -> Fetch[T] | None:
         has_room = self._robots_begun < MAX_ROBOTS_TXT
         if has_room and self._robots_ready:
-            fetch = self._robots_ready.popleft()
-            fetch.deadline += time.monotonic()
-            return fetch
+            return self._robots_ready.popleft()
         while self._ready:
             fetch = self._ready.popleft()
             if has_room or not fetch.text_bytes:
                 return fetch
-            fetch.deadline -= time.monotonic()  # its time stands still
             self._robots_ready.append(fetch)
         return None
 
-    def _late(self) -> Failure:
-        return Failure(FailureKind.TIMEOUT, f"no whole answer within {self._settings.deadline_s:g} s")
-
     def _dns_due_at(self) -> float | None:
         due_in_s = self._resolver.due_in_s
-        return None if due_in_s is None else time.monotonic() + due_in_s
+        if due_in_s is None:
+            return None
+        return min(time.monotonic() + due_in_s, self._ahead.late_at)
 
     def _see_to_names(self, due_at: float | None) -> None:
         """Go on with the fetches whose hosts were found; `due_at` is from before the wait."""
@@ -180,10 +220,14 @@ class Hops(ABC, Generic[T]):
         if time.monotonic() >= due_at:
             self._resolver.tick()
         for name, answer in self._resolver.take_found():
-            self.timings.add_lookup(name, answer.asked_s)
+            self.timings.add_lookup(name, answer.asked_s, answer.result)
+            if answer.result in {LookupResult.FOUND, LookupResult.NOT_FOUND}:
+                self._ahead.learn(answer.asked_s)
             for fetch in self._looked_up.pop(name, ()):
                 self._looking_up -= 1
+                self._ahead.remove(fetch)
                 self._use(fetch, answer)
+        self._ahead.drop_late_ones()
 
     def _look_up(self, fetch: Fetch[T]) -> None:
         """Go on with a fetch once its host's addresses are known."""
@@ -195,21 +239,27 @@ class Hops(ABC, Generic[T]):
             else:
                 self._ready.append(fetch)
         elif is_address(name):
+            self._ahead.was_known()
             self._ready.append(fetch)
         else:
             answer = self._resolver.resolve(name)
             if answer is None:
                 self._looked_up.setdefault(name, []).append(fetch)
                 self._looking_up += 1
+                self._ahead.add(fetch)
+                fetch.has_waited = True
             else:
+                self._ahead.was_known()
                 self._use(fetch, answer)
 
     def _use(self, fetch: Fetch[T], answer: Answer) -> None:
-        if answer.failure is not None:
-            self._end(fetch, answer.failure)
-        else:
+        if answer.failure is None:
             fetch.addresses = answer.addresses
             self._ready.append(fetch)
+        elif isinstance(fetch, _RobotsFetch):  # `Robots` says when it is asked for again
+            self._end(fetch, answer.failure)
+        else:
+            self._end(fetch, answer.failure_now(answer.failure))
 
     def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """A hop has ended; text is a redirect's target."""
@@ -222,6 +272,7 @@ class Hops(ABC, Generic[T]):
 
     def _hop(self, fetch: Fetch[T], url: str) -> None:
         fetch.hops += 1
+        fetch.left_s = fetch.deadline - time.monotonic()
         target = target_of(url)
         if fetch.hops > self._settings.max_redirects:
             most = self._settings.max_redirects
@@ -229,6 +280,9 @@ class Hops(ABC, Generic[T]):
         elif target is None:
             message = f"redirected to what is no http URL ({_scheme_of(url)}:)"
             self._end(fetch, Failure(FailureKind.REDIRECTS, message))
+        elif fetch.left_s <= 0:
+            message = f"no whole answer within {self._settings.deadline_s:g} s"
+            self._end(fetch, Failure(FailureKind.TIMEOUT, message))
         else:
             fetch.target, fetch.addresses = target, ()
             if self._is_parked(target.host):
@@ -246,13 +300,11 @@ class Hops(ABC, Generic[T]):
             self._heed_robots(known, fetch)
             return
         self._looking_up += 1
-        now = time.monotonic()
-        fetch.deadline -= now  # its time stands still
         under_way = self._robots_fetches.get(origin)
         if under_way is not None:
             under_way.waiting.append(fetch)
             return
-        robots_fetch = _RobotsFetch(origin, fetch, now + self._settings.deadline_s)
+        robots_fetch = _RobotsFetch(origin, fetch, self._settings.deadline_s)
         self._robots_fetches[origin] = robots_fetch
         self._look_up(robots_fetch)
 
@@ -272,9 +324,6 @@ class Hops(ABC, Generic[T]):
         origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
         del self._robots_fetches[origin]
         self._looking_up -= len(waiting)
-        now = time.monotonic()
-        for fetch in waiting:
-            fetch.deadline += now
         if isinstance(outcome, TurnedAway):
             self._ended += [Result(fetch.token, outcome, host) for fetch in waiting]
         elif isinstance(outcome, Failure) and outcome.status in REFUSALS:
@@ -313,8 +362,18 @@ class Hops(ABC, Generic[T]):
         self._robots_ready.clear()
         self._robots_begun = 0
         self._looking_up = 0
+        self._ahead.clear()
         self._ready.clear()
         return dropped
+
+
+def _without_unbegun(fetches: Iterable[Fetch[T]], dropped: list[Fetch[T]]) -> list[Fetch[T]]:
+    """Those that go on; the others become `dropped`. For a robots.txt others wait."""
+    kept: list[Fetch[T]] = []
+    for fetch in fetches:
+        begun = fetch.deadline or isinstance(fetch, _RobotsFetch)
+        (kept if begun else dropped).append(fetch)
+    return kept
 
 
 def _scheme_of(url: str) -> str:

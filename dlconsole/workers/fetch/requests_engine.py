@@ -49,7 +49,7 @@ class RequestsEngine(Hops[T]):
         if settings.proxy.startswith("socks"):
             raise ConfigError("fetch.proxy: the engine 'requests' has no SOCKS; the engine 'curl' has")
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, is_parked)
+        super().__init__(settings, dns, self._epoll, concurrency, is_parked)
         self._context = tls_context(settings)
         self._concurrency = concurrency
         self._buffers = buffers
@@ -64,9 +64,7 @@ class RequestsEngine(Hops[T]):
     @property
     def free(self) -> int:
         """How many more fetches can be started now; a host that is being looked up needs no thread yet."""
-        if self._looking_up >= self._most_lookups:
-            return 0
-        return max(0, self._concurrency - len(self._running) - len(self._ready))
+        return self._room(self._concurrency - len(self._running))
 
     @property
     def running(self) -> int:

@@ -5,9 +5,11 @@ second, so that a fast worker does not pay for what a slow one needs.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Final
 
 from dlconsole.histogram import Histogram
+from dlconsole.model import LookupResult
 from dlconsole.workers.fetch.sites import Sites
 
 _SAMPLE_EVERY_S: Final = 0.0005
@@ -26,6 +28,8 @@ class Timings:
         self.reused = 0
         self.opened = 0
         """Sampled fetches on a connection that was open already, and on a new one."""
+        self.lookups: Counter[str] = Counter()
+        """How many names were looked up, by `LookupResult`."""
         self._histograms = {part: Histogram() for part in PARTS}
         self._sample_at = 0.0
 
@@ -34,8 +38,9 @@ class Timings:
         """Whether the fetch that has just ended is to be counted."""
         return time.monotonic() >= self._sample_at
 
-    def add_lookup(self, site: str, duration_s: float) -> None:
+    def add_lookup(self, site: str, duration_s: float, result: LookupResult) -> None:
         """A site's name was looked up."""
+        self.lookups[result] += 1
         self._histograms["dns"].add(duration_s)
         self.sites.add_lookup(site, duration_s)
 

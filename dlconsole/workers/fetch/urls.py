@@ -6,6 +6,8 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
+from dlconsole.workers.fetch.address import literal_address
+
 _PLAIN: Final = re.compile(
     r"(https?)://([!$&-.0-9;=A-Z_a-z~]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE
 )
@@ -14,11 +16,15 @@ _ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
 _DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
 ROBOTS_TXT_BYTES: Final = 500 * 1024
 """How much of a robots.txt is read: RFC 9309, 2.5."""
+MAX_HOST: Final = 253
+"""No name has more characters: RFC 1035, 2.3.4."""
 _KEEP: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Target(NamedTuple):
-    """A URL to fetch: in ASCII, with the host (lower case, no brackets) and port that it means."""
+    """A URL to fetch: in ASCII, with the host (lower case, no brackets, an address in its usual form) and
+    port that it means.
+    """
 
     url: str
     host: str
@@ -67,7 +73,21 @@ def target_of(url: str) -> Target | None:
         except ValueError:
             return None
     number = int(port) if port else 443 if len(scheme) == 5 else 80
-    return Target(url, host.lower(), number) if host and 0 < number < 65536 else None
+    if host[-1:] == ".":
+        url, host = _without_dot(url), host[:-1]
+    if not host or len(host) > MAX_HOST or not 0 < number < 65536:
+        return None
+    return Target(url, literal_address(host) or host.lower(), number)
+
+
+def _without_dot(url: str) -> str:
+    """The URL with its host's last dot left out: to servers, certificates and limits per host it is the same
+    host (RFC 1034, 3.1).
+    """
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    host, colon, port = place.partition(":")
+    return url.replace(parts.netloc, user + at + host[:-1] + colon + port, 1)
 
 
 def request_target(url: str) -> str:
