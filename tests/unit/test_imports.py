@@ -55,8 +55,11 @@ def test_a_worker_loads_the_library_of_its_engine_only(engine: str, its_own: str
 @pytest.mark.parametrize("robots", [False, True])
 def test_what_reads_robots_txt_is_loaded_where_that_counts(robots: bool) -> None:
     name = "dlconsole.workers.fetch.robots"
-    code = "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import _engine\n"
-    code += f"_engine(Settings(fetch={{'robots': {robots}}}), bool).close()\n"
+    code = (
+        "from dlconsole.settings import Settings\nfrom dlconsole.workers.downloader import Store, _engine\n"
+    )
+    code += f"settings = Settings(fetch={{'robots': {robots}}})\n"
+    code += "_engine(settings, bool, Store(settings.worker.store_dir)).close()\n"
     loaded_by(f"{code}import sys\nassert ({name!r} in sys.modules) is {robots}")
 
 
