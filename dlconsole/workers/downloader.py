@@ -18,6 +18,7 @@ from dlconsole.services import descriptors, hosts, retries
 from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
 from dlconsole.settings import Settings
 from dlconsole.workers.courier import Courier, Ending
+from dlconsole.workers.faults import FaultLog, OnFault, failure_of, unnoticed
 from dlconsole.workers.fetch.engine import (
     Buffers,
     Engine,
@@ -72,17 +73,19 @@ class _Picture(NamedTuple):
     height: int
 
 
-def _engine(settings: Settings, is_parked: Callable[[str], bool], store: Store) -> Engine[_Item]:
+def _engine(
+    settings: Settings, is_parked: Callable[[str], bool], store: Store, on_fault: OnFault = unnoticed
+) -> Engine[_Item]:
     """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
     worker = settings.worker
     buffers = Buffers(worker.body_bytes, store.begin)
     if worker.engine == "requests":
         from dlconsole.workers.fetch.requests_engine import RequestsEngine  # noqa: PLC0415
 
-        return RequestsEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers)
+        return RequestsEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers, on_fault)
     from dlconsole.workers.fetch.curl import CurlEngine  # noqa: PLC0415
 
-    return CurlEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers)
+    return CurlEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers, on_fault)
 
 
 class Downloader:
@@ -98,7 +101,8 @@ class Downloader:
         self._parks = Parks(settings.fetch, settings.retry)
         self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
-        self._engine = _engine(settings, self._parks.is_parked, self._store)
+        self._faults = FaultLog(log)
+        self._engine = _engine(settings, self._parks.is_parked, self._store, self._faults)
         self._sites = self._engine.timings.sites
         self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
@@ -294,6 +298,9 @@ class Downloader:
             except StoreError as error:
                 self._wait_for_store(item, error, len(fetched.body))
                 return
+            except Exception as error:  # noqa: BLE001  (one body's, of which none may end the worker)
+                self._faults(error, fetched.url)
+                checked = failure_of(error)
         if self._decoders is not None and isinstance(checked, _Picture):
             self._decoders.submit(checked, checked.body, checked.format)
         else:

@@ -32,7 +32,7 @@ def size_of(body: Body, image_format: str) -> Size:
     """
     try:
         width, height = _READERS[image_format](body)
-    except (struct.error, IndexError):  # it ends before it says so
+    except (struct.error, IndexError, OverflowError):  # it ends before it says so, or 2^63 bytes behind that
         return UNKNOWN
     return (width, height) if width > 0 and height > 0 else UNKNOWN
 

@@ -16,9 +16,13 @@ from typing import Final
 from dlconsole.model import Failure, FailureKind
 
 SNIFF_BYTES: Final = 32
-"""How many first bytes `sniff` wants; fewer is a file too small to be an image."""
+"""How many first bytes `sniff` wants (see also `more_tells`); fewer is a file too small to be an image."""
 
 _AVIF_BRANDS: Final = (b"avif", b"avis")
+_HEIF_BRANDS: Final = (b"mif1", b"msf1")
+"""Containers, in which Pillow too looks for the others."""
+_MAX_BRANDS_END: Final = 1024
+"""How far brands are looked for; on the web there are about six."""
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 _TIFF_HEADS: Final = (b"II*\x00", b"MM\x00*", b"II+\x00\x08\x00\x00\x00", b"MM\x00+\x00\x08\x00\x00")
 _MAX_SEGMENTS: Final = 2000
@@ -57,6 +61,13 @@ def sniff(head: bytes | bytearray) -> str | None:
     if head.startswith((b"\x00\x00\x01\x00", b"\x00\x00\x02\x00")) and _is_icon(head):
         return "ICO"
     return None
+
+
+def more_tells(head: bytes | bytearray) -> bool:
+    """Whether what `sniff` does not know may be an image when more of it has come: one in a container whose
+    list of brands is long.
+    """
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and len(head) < _brands_end(head)
 
 
 def not_image(body: bytes | bytearray) -> Failure:
@@ -197,9 +208,12 @@ def _webp_is_whole(body: bytes | bytearray) -> bool:
 def _has_avif_brand(head: bytes | bytearray) -> bool:
     if head[8:12] in _AVIF_BRANDS:
         return True
-    size = int.from_bytes(head[:4], "big")
-    brands = head[16 : min(size, SNIFF_BYTES)]
-    return any(bytes(brands[i : i + 4]) in _AVIF_BRANDS for i in range(0, len(brands), 4))
+    brands = bytes(head[16 : _brands_end(head)])
+    return any(brands[i : i + 4] in _AVIF_BRANDS for i in range(0, len(brands), 4))
+
+
+def _brands_end(head: bytes | bytearray) -> int:
+    return min(int.from_bytes(head[:4], "big"), _MAX_BRANDS_END)
 
 
 def _is_icon(head: bytes | bytearray) -> bool:

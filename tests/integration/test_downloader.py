@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import resource
@@ -110,6 +111,27 @@ def test_odd_items_fail_as_bad_task_and_do_not_stop_the_worker(
     run(settings)
     assert [e["error_msg"].partition(":")[0] for e in errors_of(redis_client)] == ["bad_task"]
     assert redis_client.get(KEYS.stored) == b"1"
+
+
+def test_a_body_that_our_checks_fail_on_ends_its_task_only(
+    settings: Settings, redis_client: redis.Redis, web: SimulatedWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here: a library that refuses to hash, as OpenSSL does with MD5 where rules forbid it."""
+
+    def refuses(*_: object, **__: object) -> object:
+        raise ValueError("disabled")
+
+    monkeypatch.setattr(hashlib, "new", refuses)
+    settings = changed(settings, "worker", verify_hash="md5")
+    hashed = [task(f"http://{web.address}/as/good/{i}", f"/ds/{i}.jpg", hash="0" * 32) for i in range(3)]
+    redis_client.lpush(KEYS.task, *hashed, task(f"http://{web.address}/as/good/x", "/ds/x.jpg"))
+    lines = io.StringIO()
+    assert Downloader(settings, log.configure(settings.log, lines), until_empty=True).run()
+    assert redis_client.get(KEYS.stored) == b"1"
+    errors = errors_of(redis_client)
+    assert [e["error_msg"].partition(":")[0] for e in errors] == ["crashed"] * 3
+    assert all("ValueError('disabled')" in e["error_msg"] for e in errors)
+    assert lines.getvalue().count("Traceback") == 1
 
 
 def test_retries_are_counted_and_end(

@@ -25,7 +25,7 @@ from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.curl import CurlEngine
-from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.engine import Buffers, Engine, Fetched, Result, TurnedAway
 from dlconsole.workers.fetch.requests_engine import RequestsEngine
 from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.images import is_whole, sniff
@@ -578,3 +578,38 @@ def test_a_file_that_holds_no_authorities_is_refused_at_the_start(make: Maker, t
 def test_the_requests_engine_says_that_it_has_no_socks() -> None:
     with pytest.raises(ConfigError, match="SOCKS"):
         RequestsEngine(FetchSettings(proxy="socks5h://127.0.0.1:1"), DnsSettings(), 1)
+
+
+def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Callable[..., Counting]) -> None:
+    """Whatever raises, in the engine's thread or in a callback of libcurl's: the slot is free again."""
+    told: list[tuple[Exception, str]] = []
+
+    def fails(*_: object) -> Any:
+        raise ZeroDivisionError("no such thing")
+
+    settings = FetchSettings.model_validate(BASE | {"max_bytes": "8MiB"})
+    large = serve(body=PICTURE + bytes(400_000)).url
+    moved = serve("Location: http://127.0.0.1/y", status="302 Found", body=b"").url
+    good = serve().url
+    engine = ENGINES[engine_name](
+        settings, DnsSettings(), 2, fails, Buffers(65536, fails), on_fault=lambda *fault: told.append(fault)
+    )
+    try:
+        outcomes = fetch(engine, *[large, moved, good] * 3)
+        assert (engine.running, engine.free) == (0, 2)
+    finally:
+        engine.close()
+    assert [kind_of(outcome) for outcome in outcomes] == [FailureKind.CRASHED, FailureKind.CRASHED, None] * 3
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert all("ZeroDivisionError('no such thing')" in failure.message for failure in failures)
+    assert [type(error) for error, _ in told] == [ZeroDivisionError] * 6
+    assert {url for _, url in told} == {large, "http://127.0.0.1/y"}
+
+
+def test_a_proxy_is_sent_the_address_that_was_checked(make: Maker, serve: Callable[..., Counting]) -> None:
+    proxy = serve()
+    engine = make(proxy=proxy.url.removesuffix("/x"), allow_networks=())
+    outcomes = fetch(engine, "http://010.8.8.8/x", "http://0x8080808/x")
+    assert [kind_of(outcome) for outcome in outcomes] == [None, None]
+    assert {head.partition(b"\r\n")[0] for head in proxy.requests} == {b"GET http://8.8.8.8/x HTTP/1.1"}
+    assert all(b"\r\nHost: 8.8.8.8\r\n" in head for head in proxy.requests)

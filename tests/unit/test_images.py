@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dlconsole.workers.image_size import UNKNOWN, examined, size_of
-from dlconsole.workers.images import is_whole, not_image, sniff
+from dlconsole.workers.images import is_whole, more_tells, not_image, sniff
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "ICO")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
@@ -226,6 +226,42 @@ def test_whatever_is_spoilt_nothing_raises(image_format: str) -> None:
             width, height = size_of(spoilt, image_format)
             assert (width > 0) == (height > 0) and width >= 0
             assert is_whole(spoilt, image_format) in {True, False}
+
+
+def test_a_directory_beyond_all_bounds_has_no_size() -> None:
+    body = b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**63 + 16) + bytes(40)
+    assert examined(body, sniff(body) or "") == (True, UNKNOWN)
+
+
+EXTREMES = (0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**63 + 16, 2**64 - 1)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_whatever_numbers_stand_in_it_nothing_raises(image_format: str) -> None:
+    chance = random.Random(image_format)
+    bodies = [encoded(image_format)]
+    bodies += [encoded("TIFF", big_tiff=True)] if image_format == "TIFF" else []
+    for body in bodies * 4000:
+        spoilt = bytearray(body[:600])
+        for _ in range(chance.randrange(1, 4)):
+            number = struct.pack(chance.choice("<>") + "Q", chance.choice(EXTREMES))
+            width = chance.choice((2, 4, 8))
+            at = chance.randrange(4, 120)
+            spoilt[at : at + width] = number[:width] if chance.random() < 0.5 else number[-width:]
+        found = sniff(spoilt) or image_format
+        whole, (width, height) = examined(spoilt, found)
+        assert whole in {True, False} and width >= 0 and height >= 0
+        assert more_tells(spoilt) in {True, False}
+
+
+@pytest.mark.parametrize("before", [0, 1, 4, 5, 40])
+def test_an_avif_brand_is_seen_wherever_it_is_listed(before: int) -> None:
+    brands = b"mif1\0\0\0\0" + b"miaf" * before + b"avif"
+    body = struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + encoded("AVIF")
+    assert sniff(body) == "AVIF"
+    assert sniff(body[:32]) == "AVIF" or more_tells(body[:32])
+    other = body.replace(b"avif", b"heic")
+    assert sniff(other) is None and not more_tells(other)
 
 
 N = 16 * 2**20

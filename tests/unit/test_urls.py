@@ -28,6 +28,12 @@ from dlconsole.workers.fetch.urls import target_of
         ("http://%31%30.0.0.1/a", "http://10.0.0.1/a"),
         ("https://x:y@%31%36%39.254.169.254/j", "https://169.254.169.254/j"),
         ("http://b%C3%BCcher.example/", "http://xn--bcher-kva.example/"),
+        ("http://010.8.8.8/x", "http://8.8.8.8/x"),
+        ("http://u:p@0x7f.1:8080/a?b=c#d", "http://u:p@127.0.0.1:8080/a?b=c#d"),
+        ("http://2130706433/", "http://127.0.0.1/"),
+        ("http://127.0.0.1./x", "http://127.0.0.1/x"),
+        ("http://a.1b/x", "http://a.1b/x"),
+        ("http://a.example./x", "http://a.example/x"),
     ],
 )
 def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
@@ -46,7 +52,9 @@ def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
     ["", "UNLIKELY", "ftp://a.example/x", "file:///etc/passwd", "javascript:alert(1)", "http://", "http:///x",
      "https://", "http://u:%00@a.example/", "http://\x01@a.example/", "//a.example/x", "http://[::1", "http://a b.example/", "data:image/png;base64,AAAA", "http://\u00ad/",
      "http://a%2Fb.example/", "http://a%00.example/", "http://%ff.example/", "http://a%40b/",
-     "http://a.example:0/", "http://a.example:65536/", "http://a.example:99999999/", "http://a.example:x/"],
+     "http://a.example:0/", "http://a.example:65536/", "http://a.example:99999999/", "http://a.example:x/",
+     "http://127.0.0.08/", "http://00x7f.1/", "http://4294967297/", "http://127.0.0.1../", "http://a../", "http://./", "http://u@h@a.example/",
+     "http://127.0.0.1;/", "http://a,b/", "http://a|b/", "http://[v1.x]/", "http://a.1/", "http://a.0x1f/"],
 )  # fmt: skip
 def test_what_is_no_http_url_is_none(url: str) -> None:
     assert target_of(url) is None
@@ -58,8 +66,8 @@ def test_what_is_no_http_url_is_none(url: str) -> None:
         ("http://A.Test./x", "http://A.Test/x", "a.test"),
         ("https://u:p@a.test.:8443/x?http://a.test./", "https://u:p@a.test:8443/x?http://a.test./", "a.test"),
         ("http://127.0.0.1./x", "http://127.0.0.1/x", "127.0.0.1"),
-        ("http://127.1/x", "http://127.1/x", "127.0.0.1"),
-        ("http://0x7f.1:81/x", "http://0x7f.1:81/x", "127.0.0.1"),
+        ("http://127.1/x", "http://127.0.0.1/x", "127.0.0.1"),
+        ("http://0x7f.1:81/x", "http://127.0.0.1:81/x", "127.0.0.1"),
         ("http://[0:0:0::1]/x", "http://[0:0:0::1]/x", "::1"),
     ],
 )

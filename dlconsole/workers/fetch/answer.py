@@ -19,14 +19,22 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.engine import Buffers, Fetched, NotKept, Spill
 from dlconsole.workers.fetch.opt_out import agent_token, opt_out_of
-from dlconsole.workers.images import SNIFF_BYTES, not_image, sniff
+from dlconsole.workers.images import SNIFF_BYTES, more_tells, not_image, sniff
 
 _DISCARD_BYTES: Final = 16 * 1024
 """How much of what is no image is read, to keep the connection; more closes it."""
 _WHOLE_HEAD: Final = (b"\r\n\r\n", b"\n\r\n", b"\n\n")
-_GOOD: Final = (b"HTTP/1.1 200 ", b"HTTP/1.0 200 ", b"HTTP/1.1 200\r")
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?=[ \r\n])", re.IGNORECASE)
-_LENGTH: Final = b"\ncontent-length:"
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_GOOD: Final = (b"http/1.1 200 ", b"http/1.0 200 ", b"http/1.1 200\r")
+_STATUS_LINE: Final = re.compile(rb"http/1\.[01] ([1-9][0-9]{2})(?=[ \r\n])")
+_LENGTH: Final = b"\ncontent-length"
+_CODING: Final = b"\ntransfer-encoding"
+_LATER_HEAD: Final = b"\nhttp/"
+_MAX_DIGITS: Final = 19
+_LENGTHS: Final = re.compile(rb"^content-length:([^\r\n]*)", re.MULTILINE)
+_CODINGS: Final = re.compile(rb"^transfer-encoding:([^\r\n]*)", re.MULTILINE)
+_DETACHED: Final = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]+:", re.MULTILINE)
+"""A field that says where the body ends, but that not everybody takes for it: RFC 9112, 5.1."""
 
 
 class Receiver:
@@ -38,6 +46,7 @@ class Receiver:
         "_buffers",
         "_discarded",
         "_failure",
+        "_fault",
         "_least_bytes",
         "_max_bytes",
         "_max_header_bytes",
@@ -78,9 +87,11 @@ class Receiver:
         self._not_kept: NotKept | None = None
         del self.headers[:]
         self.status = 0
-        """Of the last head, once that is complete and has been looked at."""
+        """Of the last head, once that is complete and has been looked at; 101 at most: no answer."""
         self._begun = False
         self._failure: Failure | None = None
+        self._fault: Exception | None = None
+        """What went wrong here and should not: a fault of ours, which `decided` raises."""
         self._sniffed = text_bytes > 0
         self._refused = False
         self._discarded = 0
@@ -102,26 +113,41 @@ class Receiver:
         if self._begun:
             return
         self._begun = True
-        headers = self.headers
-        if len(headers) > self._max_header_bytes:
-            message = f"more than {self._max_header_bytes} bytes of headers"
-            self._failure = Failure(FailureKind.CONNECT, message)
-        else:
-            self.status = self._status_of_last_head()
-            if self.status == 200:
-                if not self._text_bytes:
-                    lower = headers.lower()
-                    self._failure = self._length_failure(lower) or self._opt_out(lower)
-            elif not self.status:
-                self._failure = Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[:60])!r}")
+        try:
+            self._failure = self._head_failure()
+        except Exception as error:  # noqa: BLE001  (see `_fault`)
+            self._fault = error
+            self._refuse_rest()
         self._refused = self._refused or self._failure is not None or self.status != 200
 
-    def _status_of_last_head(self) -> int:
-        at = _last_head(self.headers)
-        if self.headers.startswith(_GOOD, at):
-            return 200
-        match = _STATUS_LINE.match(self.headers, at)
-        return int(match[1]) if match else 0
+    def _head_failure(self) -> Failure | None:
+        """What the last head decides for the worse, but for its status; that is set."""
+        headers = self.headers
+        if len(headers) > self._max_header_bytes:
+            return Failure(FailureKind.CONNECT, f"more than {self._max_header_bytes} bytes of headers")
+        head = headers.lower()
+        at = _last_head(head)
+        if at:
+            del head[:at]
+        if head.startswith(_GOOD):
+            self.status = 200
+        else:
+            match = _STATUS_LINE.match(head)
+            if match is None:
+                return Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[at : at + 60])!r}")
+            self.status = int(match[1])
+            if self.status == 101:
+                return self._broken("switches protocols, which was not asked for")
+        return self._framing_failure(head) or (self._opt_out(head) if self._wants_image else None)
+
+    @property
+    def _wants_image(self) -> bool:
+        return self.status == 200 and not self._text_bytes
+
+    @property
+    def told_status(self) -> int | None:
+        """The answer's, as far as one came: informational ones are none."""
+        return self.status if self.status >= 200 else None
 
     def too_slow(self, now: float) -> Failure | None:
         """Whether too little of the body came in the last `min_rate_window_s`. To be asked for the first time
@@ -133,34 +159,43 @@ class Receiver:
             self._window_at, self._window_bytes = now, received
         elif now - self._window_at >= self._window_s:
             came = received - self._window_bytes
-            return Failure(FailureKind.TIMEOUT, f"{came} bytes in {self._window_s:g} s", self.status or None)
+            return Failure(FailureKind.TIMEOUT, f"{came} bytes in {self._window_s:g} s", self.told_status)
         return None
 
     def write(self, data: bytes) -> int | None:
         """A piece of the body; 0 (libcurl's word for it): read no more. What is refused or does not begin as
         an image is not kept, and soon not read.
         """
-        if not self._begun:
-            self.look_at_headers()
-        if self._refused:
-            self._discarded += len(data)
-            return 0 if self.enough else None
-        body = self.body
-        body += data
-        if not self._sniffed and len(body) >= SNIFF_BYTES:
-            self._sniffed = True
-            if sniff(body) is None:
-                self._failure = not_image(body)
-                self._refused = True
-                self._discarded = len(body)
-                del body[SNIFF_BYTES:]
-        if len(body) > self._room:
-            return self._make_room()
+        try:
+            if not self._begun:
+                self.look_at_headers()
+            if self._refused:
+                self._discarded += len(data)
+                return 0 if self.enough else None
+            body = self.body
+            body += data
+            if not self._sniffed and len(body) >= SNIFF_BYTES:
+                self._sniffed = True
+                if sniff(body) is not None:
+                    pass
+                elif more_tells(body):
+                    self._sniffed = False
+                else:
+                    self._failure = not_image(body)
+                    self._refused = True
+                    self._discarded = len(body)
+                    del body[SNIFF_BYTES:]
+            if len(body) > self._room:
+                return self._make_room()
+        except Exception as error:  # noqa: BLE001  (libcurl, which calls this, would lose it)
+            self._fault = error
+            return self._refuse_rest()
         return None
 
     @property
     def _kept_bytes(self) -> int:
-        return len(self.body) + (len(self._spill) if self._spill is not None else 0)
+        spill = self._spill  # read once: with threads it may go meanwhile
+        return len(self.body) + (0 if spill is None else len(spill))
 
     def _make_room(self) -> int | None:
         """For a body that has outgrown its share of memory, the cap, or what is wanted of a text."""
@@ -181,23 +216,28 @@ class Receiver:
 
     def decided(self, url: str) -> Failure | NotKept | str | None:
         """What the head or the body's beginning decides alone: a failure, or the URL of a redirect; or that
-        the store failed. None while the rest of the body matters, or the head is not complete.
+        the store failed. None while the rest of the body matters, or the head is not complete. Raises
+        whatever fault of ours it brought to light.
         """
         if self._not_kept is not None:
             return self._not_kept
         if self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes:
             self.look_at_headers()
+        if self._fault is not None:
+            raise self._fault
         if self._failure is not None or self.status <= 200:
             return self._failure
         if 300 <= self.status < 400:
-            location = _header(self.headers, b"location")
+            location = _value(self.headers, b"location")
             if location:
                 return _joined(url, location)
         retry_after_s = _retry_after_s(self.headers)
         return Failure(FailureKind.HTTP_STATUS, f"HTTP {self.status}", self.status, retry_after_s)
 
     def outcome(self, url: str) -> Fetched | Failure | NotKept | str:
-        """What becomes of an answer that came to its end; text is the URL of a redirect."""
+        """What becomes of one that came to its end; text is the URL of a redirect. Raises as `decided`."""
+        if not self._begun:
+            self._cut_trailer()
         decided = self.decided(url)
         if decided is not None:
             return decided
@@ -209,16 +249,51 @@ class Receiver:
             self._make_room()
         return self._not_kept or Fetched(url, 200, self._spill)
 
-    def _length_failure(self, lower: bytearray) -> Failure | None:
-        """Of a length that is one, and too large; those that are none, or differ, the engines refuse."""
-        at = lower.find(_LENGTH)
-        if at < 0 or b"\ntransfer-encoding:" in lower:  # which overrides it: RFC 9112, 6.3
+    def _framing_failure(self, head: bytearray) -> Failure | None:
+        """What is wrong with where the body is to end: what is not certain to everybody (RFC 9112, 6), or too
+        far. Lengths that are none, or differ, the engines refuse.
+        """
+        at = head.find(_LENGTH)
+        behind = at + len(_LENGTH)
+        digits = head[behind + 1 : head.find(b"\n", behind)].strip()
+        if head.find(_LENGTH, behind) < 0 and _CODING not in head and digits.isdigit():
+            return self._length_failure(digits)
+        return self._odd_framing_failure(head)
+
+    def _odd_framing_failure(self, head: bytearray) -> Failure | None:
+        """Of a head that has more or less than one length, and no coding."""
+        if _DETACHED.search(head):
+            return self._broken("a space in front of the colon of Content-Length or Transfer-Encoding")
+        codings = _CODINGS.findall(head)
+        told = _LENGTHS.findall(head)
+        lengths = {one.strip().lstrip(b"0") for one in b",".join(told).split(b",")}  # RFC 9110, 8.6
+        if len(lengths) > 1:
+            return self._broken("lengths that differ")
+        if codings and b",".join(codings).strip() != b"chunked":
+            return self._broken(f"Transfer-Encoding that was not asked for: {bytes(codings[0][:60])!r}")
+        if codings or not told:  # a coding overrides every length: RFC 9112, 6.3
             return None
-        digits = lower[at + len(_LENGTH) : lower.find(b"\n", at + 1)].strip()
-        if digits.isdigit() and (len(digits) > 19 or int(digits) > self._max_bytes):
+        return self._length_failure(lengths.pop())
+
+    def _length_failure(self, digits: bytes | bytearray) -> Failure | None:
+        if len(digits) > _MAX_DIGITS:
+            digits = digits.lstrip(b"0")
+        if not self._wants_image or not digits.isdigit():
+            return None
+        if len(digits) > _MAX_DIGITS or int(digits) > self._max_bytes:
             self._too_large(f"{digits[:20].decode()} bytes, more than {self._max_bytes}")
-            return self._failure
-        return None
+        return self._failure
+
+    def _broken(self, message: str) -> Failure:
+        """Of an answer that is none: as one without a status, and nothing of its body is read."""
+        self._refuse_rest()
+        return Failure(FailureKind.CONNECT, message)
+
+    def _cut_trailer(self) -> None:
+        """Of an empty body, which leaves nothing between it and the head."""
+        head_end = _HEAD_END.search(self.headers, _last_head(self.headers.lower()))
+        if head_end is not None:
+            del self.headers[head_end.end() :]
 
     @property
     def has_text(self) -> bool:
@@ -247,15 +322,15 @@ class Receiver:
         return Failure(FailureKind.OPT_OUT, opt_out, 200) if opt_out else None
 
 
-def _last_head(headers: bytes | bytearray) -> int:
+def _last_head(lower: bytearray) -> int:
     """Where the last head begins: before it may stand those of informational answers, or of a proxy."""
-    return headers.rfind(b"\nHTTP/") + 1
+    return lower.rfind(_LATER_HEAD) + 1
 
 
-def _header(headers: bytes | bytearray, name: bytes) -> bytes:
-    """The first value of this name in the last head, or b''."""
+def _value(headers: bytearray, name: bytes) -> bytes:
+    """The first value of this name in the last head, or b''; of two Locations the engines refuse the head."""
     pattern = re.compile(rb"^" + name + rb"[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
-    match = pattern.search(headers, _last_head(headers))
+    match = pattern.search(headers, _last_head(headers.lower()))
     return bytes(match[1]).strip() if match else b""
 
 
@@ -268,14 +343,14 @@ def _joined(url: str, location: bytes) -> str:
         return text
 
 
-def _retry_after_s(headers: bytes | bytearray) -> float | None:
+def _retry_after_s(headers: bytearray) -> float | None:
     """Seconds, or a date (RFC 9110, 10.2.3); None where nothing is asked for."""
-    value = _header(headers, b"retry-after")[:64].decode("latin-1")
+    value = _value(headers, b"retry-after")[:64].decode("latin-1")
     if value.isascii() and value.isdigit():
         return float(value) or None
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # of a year or a zone that no clock has
         return None
     wait_s = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, wait_s) or None

@@ -22,6 +22,7 @@ import pycurl
 from dlconsole.model import Failure, FailureKind
 from dlconsole.services import descriptors
 from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
@@ -37,6 +38,9 @@ _LOOK_S: Final = 0.25
 """How often what runs is looked at; the shortest window of a rate is four times as long."""
 _MAX_TOLD: Final = 1000
 """Names whose addresses libcurl is to know at least, those last used; others it is told to forget."""
+
+_LAST_HEADS: Final = frozenset({200, 101})
+"""Statuses that are not of an informational head, nor of a proxy's, behind which another comes."""
 
 _EPOLL_FOR: Final = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -148,10 +152,11 @@ class CurlEngine(Hops[T]):
         concurrency: int,
         is_parked: Callable[[str], bool] = nobody_is_parked,
         buffers: Buffers = IN_MEMORY,
+        on_fault: OnFault = unnoticed,
     ) -> None:
         """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, concurrency, is_parked)
+        super().__init__(settings, dns, self._epoll, concurrency, is_parked, on_fault)
         self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -223,18 +228,24 @@ class CurlEngine(Hops[T]):
         now = time.monotonic()
         self._look_at = now + _LOOK_S
         for transfer in self._all:
-            fetch, handle = transfer.fetch, transfer.handle
-            if fetch is None or not handle.getinfo(pycurl.PRETRANSFER_TIME):
+            fetch = transfer.fetch
+            if fetch is None or not transfer.handle.getinfo(pycurl.PRETRANSFER_TIME):
                 continue
-            # 200: not of an informational head, nor of a proxy's, behind which another comes.
-            if not transfer.has_body and handle.getinfo(pycurl.RESPONSE_CODE) == 200:
-                decided = transfer.decided(fetch.target.url)
-                if decided is not None and transfer.enough:
-                    self._finish(transfer, decided)
-                    continue
-            slow = transfer.too_slow(now)
-            if slow is not None:
-                self._finish(transfer, transfer.decided(fetch.target.url) or slow)
+            try:
+                lost = self._lost(transfer, fetch.target.url, now)
+            except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+                lost = self._fault(fetch, error)
+            if lost is not None:
+                self._finish(transfer, lost)
+
+    def _lost(self, transfer: _Transfer[T], url: str, now: float) -> Failure | NotKept | str | None:
+        """What a fetch ends with that need not go on, if so."""
+        if not transfer.has_body and transfer.handle.getinfo(pycurl.RESPONSE_CODE) in _LAST_HEADS:
+            decided = transfer.decided(url)
+            if decided is not None and transfer.enough:
+                return decided
+        slow = transfer.too_slow(now)
+        return slow and (transfer.decided(url) or slow)
 
     def wake(self) -> None:
         """End a `poll` that waits; other threads and signal handlers may call this, also too late."""
@@ -311,9 +322,17 @@ class CurlEngine(Hops[T]):
         while left:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
-                self._finish(handle.transfer, self._answer(handle.transfer))
+                try:
+                    outcome = self._answer(handle.transfer)
+                except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+                    outcome = self._fault(handle.transfer.fetch, error)
+                self._finish(handle.transfer, outcome)
             for handle, code, message in failed:
-                self._finish(handle.transfer, self._failure(handle.transfer, code, message))
+                try:
+                    outcome = self._failure(handle.transfer, code, message)
+                except Exception as error:  # noqa: BLE001  (as above)
+                    outcome = self._fault(handle.transfer.fetch, error)
+                self._finish(handle.transfer, outcome)
 
     def _finish(self, transfer: _Transfer[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """Free the handle, and go on."""
@@ -357,7 +376,7 @@ class CurlEngine(Hops[T]):
         kind = _KINDS.get(code, FailureKind.CONNECT)
         if code == pycurl.E_RECV_ERROR and transfer.status == 200 and _TLS_CUT in message:
             kind = FailureKind.TRUNCATED
-        return Failure(kind, message or f"libcurl error {code}", transfer.status or None)
+        return Failure(kind, message or f"libcurl error {code}", transfer.told_status)
 
     def _release(self, transfer: _Transfer[T]) -> None:
         transfer.fetch = None

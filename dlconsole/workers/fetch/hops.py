@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.faults import OnFault, failure_of
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
@@ -112,10 +113,11 @@ class Hops(ABC, Generic[T]):
         epoll: select.epoll,
         concurrency: int,
         is_parked: Callable[[str], bool],
+        on_fault: OnFault,
     ) -> None:
-        """`is_parked` says to which hosts no redirect is followed now. Raises ConfigError where the file of
-        certificate authorities cannot be read (with it every https task would fail), or a resolver cannot be
-        used.
+        """`is_parked` says to which hosts no redirect is followed now; `on_fault` is told of faults of ours,
+        which end one fetch each. Raises ConfigError where the file of certificate authorities cannot be read
+        (with it every https task would fail), or a resolver cannot be used.
         """
         if settings.ca_file is not None:
             try:
@@ -125,6 +127,7 @@ class Hops(ABC, Generic[T]):
         self.timings = Timings()
         self._settings = settings
         self._is_parked = is_parked
+        self._on_fault = on_fault
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         timeout_s = min(dns.timeout_s, settings.deadline_s)  # a lookup is not left before it ends
         self._resolver = Resolver(dns.model_copy(update={"timeout_s": timeout_s}), epoll)
@@ -265,10 +268,18 @@ class Hops(ABC, Generic[T]):
         """A hop has ended; text is a redirect's target."""
         if fetch.text_bytes:
             self._robots_begun -= 1
-        if isinstance(outcome, str):
-            self._hop(fetch, outcome)
-        else:
-            self._end(fetch, outcome)
+        try:
+            if isinstance(outcome, str):
+                self._hop(fetch, outcome)
+            else:
+                self._end(fetch, outcome)
+        except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+            self._end(fetch, self._fault(fetch, error))
+
+    def _fault(self, fetch: Fetch[T], error: Exception) -> Failure:
+        """The outcome of a fetch that brought a fault of ours to light."""
+        self._on_fault(error, fetch.target.url)
+        return failure_of(error)
 
     def _hop(self, fetch: Fetch[T], url: str) -> None:
         fetch.hops += 1
@@ -309,7 +320,10 @@ class Hops(ABC, Generic[T]):
         self._look_up(robots_fetch)
 
     def _heed_robots(self, known: Known, fetch: Fetch[T]) -> None:
-        failure = known.refusal(fetch.target)
+        try:
+            failure = known.refusal(fetch.target)
+        except Exception as error:  # noqa: BLE001  (a fetch's end, not that of all that wait with it)
+            failure = self._fault(fetch, error)
         if failure is None:
             self._look_up(fetch)
         else:
@@ -331,7 +345,10 @@ class Hops(ABC, Generic[T]):
             self._ended.append(Result(first.token, robots.failure(origin, outcome), host))
             self._ended += [Result(fetch.token, TurnedAway(), host) for fetch in others]
         else:
-            known = robots.learn(origin, outcome)
+            try:
+                known = robots.learn(origin, outcome)
+            except Exception as error:  # noqa: BLE001  (as above)
+                known = robots.learn(origin, self._fault(robots_fetch, error))
             for fetch in waiting:
                 if self._is_parked(fetch.target.host):
                     self._end(fetch, TurnedAway())

@@ -13,7 +13,12 @@ from typing import Final
 _REFUSING: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 _VALUED: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives with a value behind a colon, which is no user-agent token."""
-_HEADER: Final = re.compile(rb"^(x-robots-tag|tdm-reservation)[ \t]*:([^\r\n]*)", re.MULTILINE)
+_TOKEN: Final = re.compile(r"[!#-'*+.^_`|~0-9a-z-]+")
+"""RFC 9110, 5.6.2. Behind a comma may also stand the rest of a date: `25 jun 2030 15:00:00 gmt`."""
+_HEADER: Final = re.compile(
+    rb"^(x-robots-tag|tdm-reservation)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.MULTILINE
+)
+"""With lines that are folded: RFC 9112, 5.2."""
 
 
 def opt_out_of(headers: bytes | bytearray, agent: str) -> str:
@@ -24,7 +29,7 @@ def opt_out_of(headers: bytes | bytearray, agent: str) -> str:
     if b"x-robots-tag" not in headers and b"tdm-reservation" not in headers:  # cheaper than a search
         return ""
     for match in _HEADER.finditer(headers):
-        name, value = match[1].decode(), match[2].decode("latin-1").strip()
+        name, value = match[1].decode(), " ".join(match[2].decode("latin-1").split())
         opts_out = value == "1" if name == "tdm-reservation" else _robots_refuse(value, agent)
         if opts_out:
             return f"{name}: {value[:200]}"
@@ -41,10 +46,11 @@ def _robots_refuse(value: str, agent: str) -> bool:
     meant = True
     for part in value.split(","):
         token, colon, directive = part.partition(":")
-        if colon and token.strip() not in _VALUED:
-            meant = token.strip() in {agent, "*"}
-        else:
+        token = token.strip()
+        if not colon:
             directive = token
+        elif token not in _VALUED and _TOKEN.fullmatch(token):
+            meant = token in {agent, "*"}
         if meant and directive.strip() in _REFUSING:
             return True
     return False

@@ -17,9 +17,12 @@ from http.client import IncompleteRead
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+from msgspec.structs import replace
+
 from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
+from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
 from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
@@ -44,12 +47,13 @@ class RequestsEngine(Hops[T]):
         concurrency: int,
         is_parked: Callable[[str], bool] = nobody_is_parked,
         buffers: Buffers = IN_MEMORY,
+        on_fault: OnFault = unnoticed,
     ) -> None:
         """Raises ConfigError, see `Hops`; also for a proxy that requests cannot use."""
         if settings.proxy.startswith("socks"):
             raise ConfigError("fetch.proxy: the engine 'requests' has no SOCKS; the engine 'curl' has")
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, concurrency, is_parked)
+        super().__init__(settings, dns, self._epoll, concurrency, is_parked, on_fault)
         self._context = tls_context(settings)
         self._concurrency = concurrency
         self._buffers = buffers
@@ -58,7 +62,8 @@ class RequestsEngine(Hops[T]):
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._running: set[Hop[T]] = set()
         self._jobs: SimpleQueue[Hop[T] | None] = SimpleQueue()
-        self._done: deque[tuple[Hop[T], Fetched | Failure | NotKept | str]] = deque()
+        self._done: deque[tuple[Hop[T], Fetched | Failure | NotKept | str | Exception]] = deque()
+        """Hops that have ended, and how; an exception is a fault of ours."""
         self._threads: list[threading.Thread] = []
 
     @property
@@ -86,6 +91,8 @@ class RequestsEngine(Hops[T]):
                 self._running.remove(hop)
                 if self.timings.wants_sample and hop.first_byte_at:
                     hop.sample(self.timings)
+                if isinstance(outcome, Exception):
+                    outcome = self._fault(hop.fetch, outcome)
                 self._go_on(hop.fetch, outcome)
         now = time.monotonic()
         for hop in self._running:
@@ -157,7 +164,11 @@ class RequestsEngine(Hops[T]):
     def _run(self, session: Session, line: Line, hop: Hop[T]) -> None:
         """One hop; a thread that waits for the next holds nothing of its body."""
         line.hop, hop.receiver = hop, line.receiver
-        outcome = self._outcome(session, line, hop)
+        outcome: Fetched | Failure | NotKept | str | Exception
+        try:
+            outcome = self._outcome(session, line, hop)
+        except Exception as error:  # noqa: BLE001  (a fetch's end, not the thread's)
+            outcome = error
         hop.let_go()
         line.receiver.reset_answer()  # the body is the outcome's alone
         self._done.append((hop, outcome))
@@ -195,12 +206,12 @@ def _failure(receiver: Receiver, hop: Hop[Any], error: Exception) -> Failure | N
     if decided is not None:
         return decided
     if hop.failure is not None:
-        return hop.failure
+        return replace(hop.failure, status=hop.failure.status or receiver.told_status)
     cause = _cause(error)
     return Failure(
         _kind(hop, cause, answered=receiver.status == 200),
         str(cause)[:300] or type(cause).__name__,
-        receiver.status or None,
+        receiver.told_status,
     )
 
 

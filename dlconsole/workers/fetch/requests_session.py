@@ -164,8 +164,12 @@ class Line:
     def take_header(self, line: bytes) -> None:
         """Raises Cut where it is one too many."""
         self.hop.first_byte_at = self.hop.first_byte_at or time.monotonic()
-        self.receiver.headers += line
-        if len(self.receiver.headers) > self._max_header_bytes:
+        headers = self.receiver.headers
+        if line[:1] in {b" ", b"\t"} and headers.endswith(b"\n"):  # folded: as libcurl hands it over
+            del headers[-2 if headers.endswith(b"\r\n") else -1 :]
+            line = b" " + line.lstrip(b" \t")
+        headers += line
+        if len(headers) > self._max_header_bytes:
             raise Cut
 
     def proxy_header_taker(self) -> Callable[[bytes], None]:
@@ -249,7 +253,8 @@ class _OnLine:
         told = [f"{key}: {value}" for key, value in self._tunnel_headers.items()]  # type: ignore[attr-defined]
         ask = "\r\n".join([f"CONNECT {host} HTTP/1.1", f"Host: {host}", *told, "", ""])
         self.send(ask.encode("latin-1"))  # type: ignore[attr-defined]
-        with closing(StrictResponse(self.sock, on_line=line.proxy_header_taker())) as answer:  # type: ignore[attr-defined]
+        sock = self.sock  # type: ignore[attr-defined]
+        with closing(StrictResponse(sock, on_line=line.proxy_header_taker(), method="CONNECT")) as answer:
             answer.begin()
         if answer.status != HTTPStatus.OK:
             raise OSError(f"the proxy answered {answer.status} {answer.reason}")

@@ -8,10 +8,9 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit, ur
 
 from dlconsole.workers.fetch.address import literal_address
 
-_PLAIN: Final = re.compile(
-    r"(https?)://([!$&-.0-9;=A-Z_a-z~]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE
-)
+_PLAIN: Final = re.compile(r"(https?)://([-.0-9A-Z_a-z]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?", re.IGNORECASE)
 _HOST: Final = re.compile(r"[A-Za-z0-9._\-]+")
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
 _DOTS: Final = re.compile(r"(?<=/)(?:\.|%2E){1,2}(?=/|$)")
 ROBOTS_TXT_BYTES: Final = 500 * 1024
@@ -55,7 +54,8 @@ def origin_of(target: Target) -> Origin:
 
 
 def target_of(url: str) -> Target | None:
-    """`url` in ASCII: spaces and non-ASCII characters percent-encoded as UTF-8, the host as IDNA.
+    """`url` in ASCII: spaces and non-ASCII characters percent-encoded as UTF-8, the host as IDNA, an IPv4
+    address in its usual spelling.
 
     None for what is no http(s) URL.
     """
@@ -72,12 +72,19 @@ def target_of(url: str) -> Target | None:
             scheme, host, port = parts.scheme, parts.hostname or "", parts.port
         except ValueError:
             return None
+        if not _HOST.fullmatch(host) and ":" not in host:
+            return None
     number = int(port) if port else 443 if len(scheme) == 5 else 80
+    if not 0 < number < 65536:
+        return None
+    host = host.lower()
     if host[-1:] == ".":
         url, host = _without_dot(url), host[:-1]
-    if not host or len(host) > MAX_HOST or not 0 < number < 65536:
+    if not host or len(host) > MAX_HOST:
         return None
-    return Target(url, literal_address(host) or host.lower(), number)
+    if host[host.rfind(".") + 1 :] < ":" or ":" in host:  # behind the last dot a digit, a hyphen, or nothing
+        return _with_address(Target(url, host, number))
+    return Target(url, host, number)
 
 
 def _without_dot(url: str) -> str:
@@ -88,6 +95,26 @@ def _without_dot(url: str) -> str:
     user, at, place = parts.netloc.rpartition("@")
     host, colon, port = place.partition(":")
     return url.replace(parts.netloc, user + at + host[:-1] + colon + port, 1)
+
+
+def _with_address(target: Target) -> Target | None:
+    """A host that ends in a number is an address, however spelt, or nothing (WHATWG URL, 3.5): what is
+    checked is what is sent.
+    """
+    url, host, port = target
+    if host.endswith("."):
+        return None
+    address = literal_address(host)
+    if address is None:
+        is_none = ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2])
+        return None if is_none else target
+    if address == host or ":" in host:
+        return Target(url, address, port)
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    _, colon, digits = place.partition(":")
+    url = urlunsplit(parts._replace(netloc=f"{user}{at}{address}{colon}{digits}"))
+    return Target(url, address, port)
 
 
 def request_target(url: str) -> str:
@@ -108,6 +135,8 @@ def _encoded(url: str) -> str | None:
         if parts.scheme.lower() not in {"http", "https"} or not host:
             return None
         user, at, place = parts.netloc.rpartition("@")
+        if "@" in user or (place.startswith("[") and ":" not in host):
+            return None
         user = quote(user, safe=_KEEP)
         if any(byte < 32 for byte in unquote_to_bytes(user)):  # libcurl sends no such credentials
             return None

@@ -182,6 +182,9 @@ def status_lines() -> Iterator[Case]:
         "version 9.9": "HTTP/9.9 200 OK",
         "version 3": "HTTP/3.0 200 OK",
         "a negative status": "HTTP/1.1 -200 OK",
+        "status 099": "HTTP/1.1 099 OK",
+        "status 000": "HTTP/1.1 000 OK",
+        "a NUL": "HTTP/1.1 200 a\0b",
         "an empty line first": "\r\nHTTP/1.1 200 OK",
     }.items():
         yield Case(
@@ -276,6 +279,30 @@ def headers() -> Iterator[Case]:
         "cookies": ["Set-Cookie: a=b; Path=/; Domain=127.0.0.1"] * 20,
     }.items():
         yield Case(f"header: {name}", None, "sound, if unusual", sends(head(SIZED, *lines), PICTURE))
+    for name, lines in {
+        "folded": ["X-Robots-Tag:", " noindex"],
+        "behind a date": ["X-Robots-Tag: unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT, noindex"],
+    }.items():
+        yield Case(
+            f"opt-out {name}", Kind.OPT_OUT, "however it is written", sends(head(*lines, SIZED), PICTURE)
+        )
+    for name, line in {
+        "without a name": ": x",
+        "with a name of bytes": "X\xe9: y",
+        "with a space": "X Y: z",
+    }.items():
+        yield Case(f"header: {name}", None, "it concerns nobody", sends(head(line, SIZED), PICTURE))
+    for value in (
+        "Mon, 01 Jan 2030 00:00:00 +99999999999999999999",
+        "1 Jan 2030 99999999999999999999:0",
+        "9" * 99,
+    ):
+        yield Case(
+            f"retry-after {value[:40]}",
+            Kind.HTTP_STATUS,
+            "the status decides, whatever else is said",
+            sends(good(f"Retry-After: {value}", status="404 No", body=b"")),
+        )
     cap = "beyond fetch.max_header_bytes"
     yield Case(
         "headers without end", Kind.CONNECT, cap, then(b"HTTP/1.1 200 OK\r\n", act=many_hundred_headers)
@@ -316,8 +343,49 @@ def lengths() -> Iterator[Case]:
             b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", head("Content-Length: 10000000000"), act=hang
         ),
     )
+    yield Case(
+        "length 10 GB in early hints",
+        None,
+        "RFC 8297: what counts is said by the answer",
+        sends(head("Content-Length: 10000000000", status="103 Early Hints"), good()),
+    )
+    for name, value in {
+        "a list of equal ones": f"{len(PICTURE)}, {len(PICTURE)}",
+        "with zeros": "0" * 24 + str(len(PICTURE)),
+        "with 5,000 zeros": "0" * 5000 + str(len(PICTURE)),
+        "folded": f"\r\n {len(PICTURE)}",
+    }.items():
+        why = "RFC 9110, 8.6: one length, oddly written"
+        yield Case(f"length {name}", None, why, then(head(f"Content-Length: {value}"), PICTURE, act=hang))
+    detached = "RFC 9112, 5.1: some take it for a length, some do not"
+    for name, lines in {
+        "a space in front of its colon": [f"Content-Length : {len(PICTURE)}"],
+        "a tab in front of its colon": [f"Content-Length\t: {len(PICTURE)}"],
+        "a second one with a space": [SIZED, "Content-Length : 5"],
+    }.items():
+        yield Case(f"length with {name}", Kind.CONNECT, detached, then(head(*lines), PICTURE, act=hang))
+    yield Case(
+        "two lengths, one beyond 2^64",
+        Kind.CONNECT,
+        "they differ",
+        sends(head(SIZED, f"Content-Length: {2**64}"), PICTURE),
+    )
     invalid = "RFC 9112, 6.3: a length that is none is unrecoverable"
-    for value in ("-5", "-", "+5", "0x10", "abc", "1 2", "1,2", "5.0", "1e3"):
+    for value in (
+        "",
+        f"{len(PICTURE)}x",
+        f"{len(PICTURE)}, 5",
+        f"+{len(PICTURE)}",
+        "-5",
+        "-",
+        "+5",
+        "0x10",
+        "abc",
+        "1 2",
+        "1,2",
+        "5.0",
+        "1e3",
+    ):
         yield Case(f"length {value}", Kind.CONNECT, invalid, sends(head(f"Content-Length: {value}"), PICTURE))
     yield Case("two lengths", Kind.CONNECT, invalid, sends(head(SIZED, "Content-Length: 5"), PICTURE))
     yield Case(
@@ -382,6 +450,23 @@ def chunks() -> Iterator[Case]:
         Kind.CONNECT,
         none,
         then(head(CHUNKED), act=lambda peer: peer.repeat(b"0" * 65536)),
+    )
+    once = "RFC 9112, 6.1: chunked, and once, is all that is asked for"
+    for name, lines in {
+        "chunked twice": [CHUNKED, CHUNKED],
+        "chunked twice in a list": ["Transfer-Encoding: chunked, chunked"],
+        "identity": ["Transfer-Encoding: identity", SIZED],
+        "none": ["Transfer-Encoding:", SIZED],
+        "behind a space": ["Transfer-Encoding : chunked"],
+    }.items():
+        body = chunk(PICTURE) + b"0\r\n\r\n"
+        yield Case(f"transfer coding {name}", Kind.CONNECT, once, then(head(*lines), body, act=hang))
+    yield Case("transfer coding identity, and silence", Kind.CONNECT, once,
+               then(head("Transfer-Encoding: identity", SIZED), act=hang))  # fmt: skip
+    yield Case("a trailer that is none", Kind.CONNECT, none,
+               sends(head(CHUNKED), chunk(PICTURE), b"0\r\nno colon\r\n\r\n"))  # fmt: skip
+    yield Case(
+        "no chunk but a trailer", Kind.NOT_IMAGE, "an empty body", sends(head(CHUNKED), b"0\r\nX: y\r\n\r\n")
     )
     yield Case("transfer coding gzip", Kind.CONNECT, "not asked for, and nothing is unpacked",
                sends(head("Transfer-Encoding: gzip, chunked"), chunk(gzip.compress(PICTURE)), b"0\r\n\r\n"))  # fmt: skip
@@ -489,6 +574,16 @@ def redirects() -> Iterator[Case]:
         ("with a query", "?a=b", "/x?a=b"), ("of 30 KB", "/" + "y" * 30_000, "/" + "y" * 30_000),
     ):  # fmt: skip
         yield Case(f"redirect {name}", None, "RFC 3986, 5", first_then(moved(to), asked))
+    two = "RFC 9110, 10.2.2: there is one"
+    yield Case("redirect to two places", Kind.CONNECT, two, moved("/x1", "Location: /x2"))
+    yield Case("redirect to one place twice", None, two, first_then(moved("/y", "Location: /y"), "/y"))
+    for to in (
+        "http://127.0.0.1../x",
+        "http://u@h@127.0.0.1/x",
+        "http://127.0.0.08/x",
+        "http://127.0.0.1;/x",
+    ):
+        yield Case(f"redirect to {to}", Kind.REDIRECTS, "no host", moved(to))
     body = "a redirect's body is not needed"
     for name, lines, act in (
         ("an endless body", (), lambda peer: peer.repeat(bytes(65536))),
@@ -720,8 +815,10 @@ def http2() -> Iterator[Case]:
     )
     switching = head("Upgrade: h2c", "Connection: Upgrade", status="101 X")
     yield Case("switching protocols, closed", Kind.CONNECT, "no answer came", sends(switching))
+    unasked = "RFC 9110, 15.2.2: not asked for, and no answer comes behind it"
+    yield Case("switching protocols", Kind.CONNECT, unasked, then(switching, act=hang))
     yield Case(
-        "switching protocols", Kind.TIMEOUT, "the answer does not come", then(switching, act=hang), slow=True
+        "switching protocols, and a picture", Kind.CONNECT, unasked, then(switching, PICTURE, act=hang)
     )
 
 
@@ -819,7 +916,27 @@ def names() -> Iterator[Case]:
         "127.2",
     ):
         yield Case(f"host {host}", Kind.BLOCKED_ADDRESS, "an address in disguise", url=f"http://{host}/x")
-    for host in ("%", "a%00b", "a b", "a%20b", "a%2Fb", "[::1", "\ufffd", "a%ff"):
+    for host in (
+        "127.0.0.1..",
+        "u@h@127.0.0.1",
+        "127.0.0.08",
+        "00x7f.1",
+        "4294967297",
+        "1.2.3.4.5",
+        "0x.",
+        "127.0.0.1;",
+        "a*b",
+        "[v1.x]",
+        "..",
+        "%",
+        "a%00b",
+        "a b",
+        "a%20b",
+        "a%2Fb",
+        "[::1",
+        "\ufffd",
+        "a%ff",
+    ):
         yield Case(f"host {host}", Kind.BAD_TASK, "no host", url=f"http://{host}/x")
     yield Case("host with empty labels", Kind.DNS, "no name that there is", url="http://a..b/x")
     yield Case("host that is no punycode", Kind.BAD_TASK, "no host", url="http://xn--a-\u00e9.test/x")

@@ -28,6 +28,7 @@ from hostile_cases import (
     NAMES,
     OPEN,
     PICTURE,
+    SIZED,
     Case,
     Contexts,
     all_cases,
@@ -328,6 +329,42 @@ def test_hanging_fetches_hold_up_neither_cancelling_nor_closing_and_leave_nothin
     while len(os.listdir("/proc/self/fd")) > before:  # the server's ends close a little later
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def statuses_of(engine: Engine[str], wanted: dict[str, str]) -> dict[str, int | None]:
+    """The status of each outcome, as it will stand in the error item."""
+    statuses: dict[str, int | None] = {}
+    waiting = list(wanted.items())
+    until = time.monotonic() + PATIENCE_S
+    while len(statuses) < len(wanted):
+        assert time.monotonic() < until
+        while waiting and engine.free:
+            name, url = waiting.pop(0)
+            target = target_of(url)
+            assert target is not None
+            engine.start(name, target)
+        for result in engine.poll(0.1):
+            statuses[result.token] = result.outcome.status
+    return statuses
+
+
+def test_both_engines_tell_the_same_status(
+    sections: dict[str, dict[str, Any]], urls: dict[str, str], server: HostileServer
+) -> None:
+    limits = {"deadline_s": 3, "connect_timeout_s": 2}
+    wanted = {name: url for name, url in urls.items() if target_of(url) is not None}
+    hanging = then(head(SIZED), PICTURE[:100], act=lambda peer: peer.hang())
+    wanted["deadline in the body"] = f"http://127.0.0.1:{server.listen(hanging)}/x"
+    told = []
+    for name in ENGINES:
+        engine = engine_of(name, sections, **limits)
+        try:
+            told.append(statuses_of(engine, wanted))
+        finally:
+            engine.close()
+    curl, other = told
+    assert {name: (curl[name], other[name]) for name in wanted if curl[name] != other[name]} == {}
+    assert curl["deadline in the body"] == 200
 
 
 KEYS = Keys("ds")
