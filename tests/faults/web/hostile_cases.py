@@ -940,7 +940,9 @@ def names() -> Iterator[Case]:
         yield Case(f"host {host}", Kind.BAD_TASK, "no host", url=f"http://{host}/x")
     yield Case("host with empty labels", Kind.DNS, "no name that there is", url="http://a..b/x")
     yield Case("host that is no punycode", Kind.BAD_TASK, "no host", url="http://xn--a-\u00e9.test/x")
-    yield Case("host of 300 letters", Kind.DNS, "no name that there is", url="http://" + "a" * 300 + "/x")
+    yield Case(
+        "host of 300 letters", Kind.BAD_TASK, "no host is longer than 253", url="http://" + "a" * 300 + "/x"
+    )
 
 
 def urls() -> Iterator[Case]:
