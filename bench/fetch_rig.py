@@ -192,7 +192,7 @@ class Bench:
             program = Path(__file__).with_name("contenders.py")
             arguments = [*prefix, sys.executable, program]
             with (
-                warm_memory(out, order.count) as let_go,
+                warm_memory(self.memory, order.count) as let_go,
                 child(arguments, self.cores.client, stdin=-1, stdout=-1) as process,
             ):
                 words = json.dumps(asdict(order) | {"store": str(out)})
@@ -246,7 +246,7 @@ class Bench:
             logger = log.configure(settings.log, words)
             group = WorkerGroup(settings, logger, until_empty=True, stderr=words.buffer)
             stack.callback(_end, group)
-            let_go = stack.enter_context(warm_memory(out, errand.count))
+            let_go = stack.enter_context(warm_memory(self.memory, errand.count))
             with on_core(*cores):
                 group.tend()
             for pid, core in zip(group.pids, cores, strict=True):  # before it has a second thread
@@ -305,7 +305,7 @@ def system_resolver(bench: Bench, timeout_s: int = 5) -> Iterator[list[str]]:
 
 @contextmanager
 def warm_memory(place: Path, pictures: int) -> Iterator[Callable[[], None]]:
-    """Take the memory that so many files need on a tmpfs, until the function is called: when they come.
+    """Take the memory that so many files need, on a disk as well, until the function is called: when they come.
 
     A virtual machine may give memory that was free for a second or two back to its host, and has to ask for
     each page again: the same 41 KB file then takes 60 to 200 µs to write instead of 20, and who has the bad
