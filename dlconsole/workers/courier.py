@@ -178,7 +178,10 @@ class Courier:
             self.ending = Ending.STOPPED
 
     def abandon(self) -> None:
-        """The loop met a fault: `finish` is then to keep what was being worked on, see `_give_up`."""
+        """The loop met a fault: `finish` is then to keep what was being worked on, see `_give_up`. What waits
+        is given back, also when the loop has forgotten it by then.
+        """
+        self._outbox.returns.extend(self._waiting())
         self._abandoned = True
         self.stop_claiming()
 

@@ -29,7 +29,6 @@ from dlconsole.workers.fetch.engine import (
     TurnedAway,
 )
 from dlconsole.workers.fetch.parks import REFUSALS, Parks
-from dlconsole.workers.fetch.turns import HostTurns
 from dlconsole.workers.fetch.urls import Target, target_of
 from dlconsole.workers.files import MISMATCHED, Place, Store, Unfinished, place_of
 from dlconsole.workers.guard import StoreGuard
@@ -99,10 +98,10 @@ class Downloader:
         self._store = Store(settings.worker.store_dir, descriptors.folders(concurrency))
         self._guard = StoreGuard(settings.guard, self._store)
         self._parks = Parks(settings.fetch, settings.retry)
-        self._turns: HostTurns[_Item] = HostTurns(settings.fetch.per_host, settings.fetch.per_host_per_s)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
         self._faults = FaultLog(log)
         self._engine = _engine(settings, self._parks.is_parked, self._store, self._faults)
+        self._turns = self._engine.turns
         self._sites = self._engine.timings.sites
         self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
         self._courier = Courier(
@@ -112,7 +111,7 @@ class Downloader:
             until_empty=until_empty,
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
-            waiting=lambda: [(item.claimed, item.epoch) for item in self._turns.peek()],
+            waiting=lambda: [(item.claimed, item.epoch) for item in self._engine.waiting_unbegun()],
             disk=lambda: self._guard.reading,
         )
         self._decoders: DecoderPool[_Picture] | None = None
@@ -154,6 +153,9 @@ class Downloader:
                 if self._decoders is not None:
                     for picture, verdict in self._decoders.take():
                         self._finish(picture.item, verdict or picture)
+                    # An image that waits to be decoded takes up a slot, so that where decoding is slower
+                    # than the web, fetching waits for it.
+                    self._engine.backlog = self._decoders.pending
         except StoreError:  # at its opening: nothing was begun
             raise
         except Exception:
@@ -184,36 +186,21 @@ class Downloader:
             return False
         if self._courier.ending is Ending.FAILED:
             return True
+        is_idle = not (self._engine.running or self._engine.waiting or self._engine.backlog)
         if self._drain_by is not None:  # what was not started is given back
-            return self._running == 0 or time.monotonic() >= self._drain_by
-        return self._running == 0 and not self._courier.tasks and not self._turns.waiting
-
-    @property
-    def _decoding(self) -> int:
-        return 0 if self._decoders is None else self._decoders.pending
-
-    @property
-    def _running(self) -> int:
-        return self._engine.running + self._decoding
-
-    @property
-    def _can_start(self) -> bool:
-        """Whether there is a free handle. An image that waits to be decoded takes up one, so that where
-        decoding is slower than the web, fetching waits for it.
-        """
-        return self._engine.free > self._decoding
+            return is_idle or time.monotonic() >= self._drain_by
+        return is_idle and not self._courier.tasks
 
     def _wait_s(self) -> float:
-        if self._drain_by is not None:
-            return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
-        due_in_s = self._turns.due_in_s() if self._can_start else None
-        return _POLL_S if due_in_s is None else min(_POLL_S, due_in_s)
+        if self._drain_by is None:
+            return _POLL_S
+        return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
 
     def _hold(self, why: str) -> None:
         """While there is a `why`, what is not started goes back."""
         self._courier.hold(why)
         if why:
-            for item in self._turns.drop_all():
+            for item in self._engine.drop_unbegun():
                 self._courier.give_back(item.claimed, item.epoch)
 
     def _learn(self) -> None:
@@ -224,17 +211,15 @@ class Downloader:
             self._parks.learn(host, shared.left_s, shared.refusals)
             if self._parks.is_parked(host):
                 self._turns.pause(host)
-                self._put_off_waiting(host)
+                self._engine.turn_away(host)
 
     def _fill(self) -> None:
-        """Start as many tasks as there are free handles: those that waited for their host first."""
+        """Start as many tasks as the engine has room for."""
         if self._guard.why:
             return
-        tasks, engine, turns = self._courier.tasks, self._engine, self._turns
-        while self._can_start and (item := turns.next()) is not None:
-            engine.start(item, item.target)
+        tasks, engine = self._courier.tasks, self._engine
         taken = False
-        while self._can_start and tasks and turns.waiting < self._most_waiting:
+        while tasks and engine.free and engine.waiting < self._most_waiting:
             try:
                 claimed, epoch = tasks.popleft()
             except IndexError:  # the courier emptied it: the session was replaced
@@ -251,7 +236,7 @@ class Downloader:
             self._courier.nudge()
 
     def _take(self, claimed: Claimed) -> None:
-        """Start a task, or let it wait for its host."""
+        """Start a task, or put it off."""
         task = decode_task(claimed.raw)
         if task is None:
             self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not a task"))
@@ -268,7 +253,7 @@ class Downloader:
         item = _Item(claimed, self._epoch, place, target, task.hash)
         if self._parks.is_parked(target.host):
             self._put_off(item, target.host)
-        elif self._turns.take(target.host, item):
+        else:
             self._engine.start(item, target)
 
     def _settle(self, result: Result[_Item]) -> None:
@@ -276,7 +261,6 @@ class Downloader:
         item, fetched = result.token, result.outcome
         if item.epoch != self._epoch:
             return
-        self._turns.done(item.target.host)
         if isinstance(fetched, TurnedAway):
             self._put_off(item, result.host)
             return
@@ -284,7 +268,7 @@ class Downloader:
             self._wait_for_store(item, fetched.error, fetched.size_bytes)
             return
         item.site = result.host
-        if self._heed(result.host, fetched):
+        if self._heed(result.host, fetched, asked=result.asked):
             self._put_off(item, result.host)
             return
         if result.host != item.target.host:  # which has answered with a redirect
@@ -325,12 +309,12 @@ class Downloader:
         self._sites.add(item.site, outcome)
         self._report(item.claimed, item.epoch, outcome)
 
-    def _heed(self, host: str, answer: Fetched | Failure) -> bool:
+    def _heed(self, host: str, answer: Fetched | Failure, *, asked: bool) -> bool:
         """Park the host that asked for it, whoever redirected there; other answers forgive in time. Whether
         the task is to wait for the host: it was refused on its way while the host was parked already, which
         is no attempt, unless the host has been given up.
         """
-        if answer.status is None:
+        if answer.status is None or not asked:  # an answer from before: that of robots.txt
             if not self._parks.is_parked(host):
                 self._turns.failed(host)
             return False
@@ -342,7 +326,7 @@ class Downloader:
         if for_s:
             self._log.info("host parked", site=host, status=answer.status, for_s=round(for_s, 1))
             self._courier.park(host, for_s)
-            self._put_off_waiting(host)
+            self._engine.turn_away(host)
             if not was_parked:
                 self._turns.refused(host)
         return was_parked and not self._parks.is_given_up(host)
@@ -352,10 +336,6 @@ class Downloader:
             self._courier.answered(host)
         if not self._parks.is_parked(host):
             self._turns.answered(host)
-
-    def _put_off_waiting(self, host: str) -> None:
-        for item in self._turns.drop(host):
-            self._put_off(item, host)
 
     def _put_off(self, item: _Item, host: str) -> None:
         """Let a task wait in Redis until its host may be asked again. That is no attempt, unless the host
@@ -458,6 +438,5 @@ class Downloader:
         """The courier has a new session: whatever runs belonged to the old one."""
         self._epoch = self._courier.epoch
         self._engine.cancel_all()
-        self._turns.clear()
         if self._decoders is not None:
             self._decoders.cancel_all()

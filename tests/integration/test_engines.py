@@ -198,12 +198,26 @@ def test_a_redirect_to_a_parked_host_ends_in_front_of_it(make: Maker, serve: Cal
     assert isinstance(result.outcome, Fetched)
 
 
-def test_a_parked_host_may_be_started_where_the_caller_wants_it(
+def test_a_host_that_is_parked_while_its_fetch_waits_for_a_slot_is_not_asked(
     make: Maker, serve: Callable[..., Counting]
 ) -> None:
-    """Whose turn it is, is the caller's matter; only what it cannot see is the engine's."""
-    (result,) = results_of(make(parked={"127.0.0.1"}), serve().url)
-    assert isinstance(result.outcome, Fetched)
+    first, second = serve(), serve()
+    parked: set[str] = set()
+    engine = make(1, parked=parked)
+    for number, url in enumerate([first.url, second.url.replace("127.0.0.1", "127.0.0.2")]):
+        target = target_of(url)
+        assert target is not None
+        engine.start(number, target)
+    engine.poll(0)
+    parked.add("127.0.0.2")
+    results = {}
+    until = time.monotonic() + 60
+    while len(results) < 2:
+        assert time.monotonic() < until
+        results |= {result.token: result for result in engine.poll(0.1)}
+    assert isinstance(results[0].outcome, Fetched) and results[0].asked
+    assert isinstance(results[1].outcome, TurnedAway) and results[1].host == "127.0.0.2"
+    assert not results[1].asked and second.connections == 0
 
 
 def test_a_result_names_the_host_it_was_at_in_the_end(make: Maker, serve: Callable[..., Counting]) -> None:
@@ -587,12 +601,20 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
     def fails(*_: object) -> Any:
         raise ZeroDivisionError("no such thing")
 
+    def fails_for_names(host: str) -> bool:
+        return fails() if host == "localhost" else False
+
     settings = FetchSettings.model_validate(BASE | {"max_bytes": "8MiB"})
     large = serve(body=PICTURE + bytes(400_000)).url
-    moved = serve("Location: http://127.0.0.1/y", status="302 Found", body=b"").url
+    moved = serve("Location: http://localhost/y", status="302 Found", body=b"").url
     good = serve().url
     engine = ENGINES[engine_name](
-        settings, DnsSettings(), 2, fails, Buffers(65536, fails), on_fault=lambda *fault: told.append(fault)
+        settings,
+        DnsSettings(),
+        2,
+        fails_for_names,
+        Buffers(65536, fails),
+        on_fault=lambda *fault: told.append(fault),
     )
     try:
         outcomes = fetch(engine, *[large, moved, good] * 3)
@@ -603,7 +625,7 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert all("ZeroDivisionError('no such thing')" in failure.message for failure in failures)
     assert [type(error) for error, _ in told] == [ZeroDivisionError] * 6
-    assert {url for _, url in told} == {large, "http://127.0.0.1/y"}
+    assert {url for _, url in told} == {large, "http://localhost/y"}
 
 
 def test_a_proxy_is_sent_the_address_that_was_checked(make: Maker, serve: Callable[..., Counting]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from dns_server import NameServer, Reply as Named
 from host_web import Host, HostWeb, Reply
 from integration_support import KEYS, Running, changed, errors_of, stored_files, task, until
 
@@ -113,7 +114,7 @@ def test_what_waits_for_one_host_is_bounded(
     with HostWeb(held_by(gate)) as web:
         feed(redis_client, tasks_of(web.hosts[0], 300))
         worker = Running(polite, until_empty=True)
-        until(lambda: worker.downloader._turns.waiting == 20)
+        until(lambda: worker.downloader._engine.waiting == 20)
         bound = 3 + 20 + 5 + 5
         assert until(lambda: in_flight(redis_client)) <= bound
         assert redis_client.llen(KEYS.task) >= 300 - bound
@@ -144,11 +145,63 @@ def test_a_loop_without_a_free_slot_does_not_spin_for_a_host_that_is_due(
         feed(redis_client, tasks_of(due, 2) + tasks_of(held[0], 1) + tasks_of(held[1], 1))
         worker = Running(polite, until_empty=True)
         loop = worker.downloader
-        until(lambda: loop._turns.waiting == 1 and not loop._engine.free and loop._turns.due_in_s() == 0)
+        until(lambda: loop._engine.waiting == 1 and not loop._engine.free and loop._turns.due_in_s() == 0)
         assert loop._wait_s() > 0.1
         gate.set()
         worker.thread.join(30)
     assert stored(redis_client) == 4
+
+
+@ON_EACH_ENGINE
+def test_a_rate_holds_where_the_name_took_long(polite: Settings, redis_client: redis.Redis) -> None:
+    with HostWeb(Host()) as web, NameServer(lambda _: Named(("127.0.1.1",), after_s=1.5)) as names:
+        polite = changed(polite, "fetch", per_host=8, per_host_per_s=5)
+        polite = changed(polite, "dns", resolvers=[names.address], timeout_s=30)
+        url = web.hosts[0].origin.replace("127.0.1.1", "late.example")
+        feed(redis_client, [task(f"{url}/{i}", f"/ds/late/{i}.jpg") for i in range(6)])
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(60)
+        times = web.hosts[0].times
+        assert len(times) == 6 and times[-1] - times[0] >= 0.9
+    assert stored(redis_client) == 6
+
+
+@ON_EACH_ENGINE
+def test_the_host_that_others_lead_to_gets_its_limit_too(polite: Settings, redis_client: redis.Redis) -> None:
+    def late(_path: str) -> Reply:
+        time.sleep(0.05)
+        return Reply()
+
+    target = Host(late)
+
+    def lead(path: str) -> Reply:
+        return Reply(302, (("Location", f"{target.origin}{path}"),))
+
+    with HostWeb(target, *(Host(lead) for _ in range(5))) as web:
+        for number, host in enumerate(web.hosts):
+            feed(redis_client, tasks_of(host, 10, f"q{number}"))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(60)
+        assert worker.outcome is True
+        assert len(target.times) == 60 and target.most == 3
+    assert stored(redis_client) == 60
+    assert_all_accounted(redis_client)
+
+
+@ON_EACH_ENGINE
+def test_a_redirect_within_a_host_keeps_its_rate(polite: Settings, redis_client: redis.Redis) -> None:
+    def lead(path: str) -> Reply:
+        return Reply() if "far" in path else Reply(302, (("Location", f"/far{path}"),))
+
+    with HostWeb(Host(lead)) as web:
+        polite = changed(polite, "fetch", per_host=1, per_host_per_s=10)
+        feed(redis_client, tasks_of(web.hosts[0], 6))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(60)
+        times, paths = web.hosts[0].times, web.hosts[0].paths
+        assert len(times) == 12 and times[-1] - times[0] >= 1.0
+        assert all("far" in path for path in paths[1::2])  # each goes ahead of those that wait
+    assert stored(redis_client) == 6
 
 
 @ON_EACH_ENGINE
@@ -160,7 +213,7 @@ def test_stopping_gives_back_what_waits_in_its_order(
         tasks = tasks_of(web.hosts[0], 30)
         feed(redis_client, tasks)
         worker = Running(polite)
-        until(lambda: worker.downloader._turns.waiting == 27)
+        until(lambda: worker.downloader._engine.waiting == 27)
         assert worker.stop() is True
     assert list(reversed(redis_client.lrange(KEYS.task, 0, -1))) == tasks
     assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.error) == 0
@@ -172,11 +225,11 @@ def test_what_waits_is_given_back_while_the_store_is_unwell(
     with HostWeb(held_by(gate)) as web:
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite, until_empty=True)
-        until(lambda: worker.downloader._turns.waiting == 27)
+        until(lambda: worker.downloader._engine.waiting == 27)
         well = worker.downloader._guard._disk
         worker.downloader._guard._disk = Unwell()  # type: ignore[assignment]
         until(lambda: redis_client.llen(KEYS.task) == 27)
-        assert worker.downloader._turns.waiting == 0
+        assert worker.downloader._engine.waiting == 0
         worker.downloader._guard._disk = well
         gate.set()
         worker.thread.join(30)
@@ -196,7 +249,7 @@ def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
     with HostWeb(held_by(gate)) as web:
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite, until_empty=True)
-        until(lambda: worker.downloader._turns.waiting == 27)
+        until(lambda: worker.downloader._engine.waiting == 27)
         (session,) = redis_client.zrange(KEYS.lease, 0, -1)
         redis_client.zadd(KEYS.lease, {session: 1})
         until(lambda: redis_client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
@@ -213,7 +266,7 @@ def test_a_fault_in_the_loop_gives_back_what_waits(
     with HostWeb(held_by(gate)) as web:
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite)
-        until(lambda: worker.downloader._turns.waiting == 27)
+        until(lambda: worker.downloader._engine.waiting == 27)
         worker.downloader._fill = None  # type: ignore[assignment,method-assign]
         worker.thread.join(20)
         assert isinstance(worker.outcome, TypeError)
@@ -409,7 +462,7 @@ def test_a_host_that_only_redirects_is_not_kept_at_one_at_a_time(
         until(lambda: stored(redis_client) == 1)
         target.answer = held_by(gate).answer
         feed(redis_client, tasks_of(web.hosts[1], 9, "q"))
-        until(lambda: worker.downloader._turns.waiting == 9 - 1)
+        until(lambda: worker.downloader._engine.waiting == 9 - 3)  # for the host that they were led to
         gate.set()
         until(lambda: stored(redis_client) == 10)
         assert worker.downloader._turns._slowed["127.0.1.2"].limit > 1.5
@@ -483,7 +536,7 @@ def test_a_running_worker_learns_within_a_heartbeat(
     with HostWeb(held_by(gate)) as web:
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite)
-        until(lambda: worker.downloader._turns.waiting == 27)
+        until(lambda: worker.downloader._engine.waiting == 27)
         parked.exchange(redis_client, KEYS, redis_url, [("127.0.1.1", 60)])
         until(lambda: redis_client.zcard(KEYS.delayed) == 27)
         assert redis_client.llen(KEYS.task) == 0

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -227,7 +227,7 @@ def test_what_waits_for_slow_ones_holds_no_slot_and_nobody_up(
         until(lambda: stored(redis_client) == 120, within_s=60)
         engine = worker.downloader._engine
         until(lambda: engine.free == 16 - len(slow))
-        assert worker.downloader._turns.waiting == 6 * 2  # three of each host wait in the engine
+        assert worker.downloader._engine.waiting == 6 * 2  # three of each host wait in the engine
         assert [host.paths for host in slow] == [[ROBOTS]] * 6
         gate.set()
         worker.thread.join(60)
@@ -309,10 +309,80 @@ def test_stopping_gives_back_what_waits(
         urls = [f"{web.hosts[0].origin}/{i}" for i in range(20)]
         feed(redis_client, *urls)
         worker = Running(heeding)
-        until(lambda: worker.downloader._turns.waiting == 17)
+        until(lambda: worker.downloader._engine.waiting == 17)
         assert worker.stop() is True
     assert redis_client.llen(KEYS.task) == 20
     assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.error) == 0
+
+
+@pytest.mark.parametrize("answers_s", [0.3, 90])
+def test_stopping_fetches_nothing_more_of_what_waits_for_a_robots_txt(
+    answers_s: float, heeding: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    """Whether the file comes while something else goes on, or never: nobody waits for it any more."""
+    heeding = changed(heeding, "worker", drain_s=60)
+    asked = threading.Event()
+
+    def robots() -> Reply:
+        asked.set()
+        gate.wait(answers_s)
+        return Reply(body=b"")
+
+    slow = threading.Event()
+
+    def picture(path: str) -> Reply:
+        if path == ROBOTS:
+            return status(404)
+        slow.set()
+        time.sleep(1.5)
+        return Reply()
+
+    with HostWeb(site(robots), Host(picture)) as web:
+        feed(redis_client, f"{web.hosts[1].origin}/x", *(f"{web.hosts[0].origin}/{i}" for i in range(20)))
+        worker = Running(heeding)
+        assert asked.wait(30) and slow.wait(30)
+        began = time.monotonic()
+        assert worker.stop() is True
+        assert time.monotonic() - began < 30
+        assert web.hosts[0].paths == [ROBOTS]
+    assert (stored(redis_client), redis_client.llen(KEYS.task)) == (1, 20)
+    assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.error) == 0
+
+
+def test_a_pace_holds_behind_a_slow_robots_txt(heeding: Settings, redis_client: redis.Redis) -> None:
+    heeding = changed(heeding, "fetch", per_host=8, per_host_per_s=5)
+
+    def robots() -> Reply:
+        time.sleep(1.5)
+        return Reply(body=b"")
+
+    with HostWeb(site(robots)) as web:
+        (host,) = web.hosts
+        feed(redis_client, *(f"{host.origin}/{i}" for i in range(6)))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(60)
+        pictures = [at for at, path in zip(host.times, host.paths, strict=True) if path != ROBOTS]
+        assert len(pictures) == 6 and pictures[-1] - pictures[0] >= 0.9
+    assert stored(redis_client) == 6
+
+
+def test_what_is_remembered_of_a_robots_txt_is_no_answer_of_its_host(
+    heeding: Settings, redis_client: redis.Redis
+) -> None:
+    """The refusals that the fleet has counted stay counted until the host itself gives another answer."""
+    with HostWeb(site(status(500)), Host()) as web:
+        bad, other = web.hosts
+        other.answer = lambda path: status(404) if path == ROBOTS else Reply()
+        feed(redis_client, f"{bad.origin}/0")
+        worker = Running(heeding)
+        until(lambda: len(errors_of(redis_client)) == 1)
+        redis_client.zadd(KEYS.refused, {"127.0.1.1": 3, "127.0.1.2": 3})
+        until(lambda: {"127.0.1.1", "127.0.1.2"} <= set(worker.downloader._parks._parks))
+        feed(redis_client, f"{bad.origin}/1", f"{other.origin}/2")
+        until(lambda: stored(redis_client) == 1 and len(errors_of(redis_client)) == 2)
+        until(lambda: redis_client.zrange(KEYS.refused, 0, -1) == [b"127.0.1.1"])
+        assert bad.paths == [ROBOTS]
+        assert worker.stop() is True
 
 
 def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
@@ -321,7 +391,7 @@ def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
     with HostWeb(held(gate)) as web:
         feed(redis_client, *(f"{web.hosts[0].origin}/{i}" for i in range(20)))
         worker = Running(heeding, until_empty=True)
-        until(lambda: worker.downloader._turns.waiting == 17)
+        until(lambda: worker.downloader._engine.waiting == 17)
         (session,) = redis_client.zrange(KEYS.lease, 0, -1)
         redis_client.zadd(KEYS.lease, {session: 1})
         until(lambda: redis_client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
@@ -419,10 +489,10 @@ def test_two_thousand_sites_are_asked_side_by_side(
 def make(engine_name: str) -> Iterator[Callable[..., Engine[int]]]:
     opened: list[Engine[int]] = []
 
-    def start(parked: Iterable[str] = (), resolver: str = "127.0.0.1:1") -> Engine[int]:
+    def start(parked: Collection[str] = (), resolver: str = "127.0.0.1:1") -> Engine[int]:
         settings = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=60, robots=True)
         dns = DnsSettings.model_validate({"resolvers": resolver, "timeout_s": 60})
-        opened.append(ENGINES[engine_name](settings, dns, 4, set(parked).__contains__))
+        opened.append(ENGINES[engine_name](settings, dns, 4, parked.__contains__))
         return opened[-1]
 
     yield start
@@ -489,8 +559,15 @@ def test_a_robots_txt_at_a_parked_host_turns_away(make: Callable[..., Engine[int
 def test_what_waited_is_turned_away_where_its_host_was_parked_meanwhile(
     make: Callable[..., Engine[int]],
 ) -> None:
-    with HostWeb(site(b"")) as web:
-        engine = make(parked=["127.0.1.1"])
+    parked: set[str] = set()
+    robots = Reply(body=b"")
+
+    def answer() -> Reply:
+        parked.add("127.0.1.1")
+        return robots
+
+    with HostWeb(site(answer)) as web:
+        engine = make(parked=parked)
         begin(engine, f"{web.hosts[0].origin}/0")
         result = finish(engine, 1)[0]
         assert isinstance(result.outcome, TurnedAway) and result.host == "127.0.1.1"

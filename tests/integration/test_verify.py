@@ -379,7 +379,7 @@ def test_a_session_that_is_replaced_while_decoding_counts_nothing_twice(
     worker = start(settings)
     for _ in range(3):
         (session,) = until(lambda: redis_client.zrange(KEYS.lease, 0, -1))
-        until(lambda: worker.downloader._decoding or not worker.thread.is_alive())
+        until(lambda: worker.downloader._engine.backlog or not worker.thread.is_alive())
         redis_client.zadd(KEYS.lease, {session: 1}, xx=True)
         until(lambda old=session: redis_client.zscore(KEYS.lease, old) is None)
     worker.end()
@@ -396,7 +396,7 @@ def test_where_decoding_is_slower_than_the_web_fetching_waits(
     worker = start(with_worker(settings, concurrency=4, verify_processes=1))
     most = 0
     while worker.thread.is_alive():
-        most = max(most, worker.downloader._decoding)
+        most = max(most, worker.downloader._engine.backlog)
         worker.thread.join(0.002)
     worker.end()
     assert 1 < most <= 8  # those that were under way when the slots were taken come on top

@@ -20,10 +20,20 @@ class Clock:
 
 
 def started(turns: HostTurns[str]) -> list[str]:
+    """Those whose turn it is; each asks at once. Their names begin with their host's."""
     found = []
     while (task := turns.next()) is not None:
+        turns.began(task[0])
         found.append(task)
     return found
+
+
+def start(turns: HostTurns[str], host: str, task: str) -> bool:
+    """Whether it is the turn of `task`, which asks at once."""
+    is_its_turn = turns.take(host, task)
+    if is_its_turn:
+        turns.began(host)
+    return is_its_turn
 
 
 def test_a_host_at_its_limit_waits_and_others_go_on() -> None:
@@ -99,10 +109,10 @@ def test_a_rate_spaces_the_starts_of_one_host_only() -> None:
     clock = Clock()
     turns: HostTurns[str] = HostTurns(8, 2.0, clock)
     assert turns.due_in_s() is None
-    assert turns.take("a", "a0")
+    assert start(turns, "a", "a0")
     assert not turns.take("a", "a1")
     assert not turns.take("a", "a2")
-    assert turns.take("b", "b0")
+    assert start(turns, "b", "b0")
     assert turns.due_in_s() == 0.5
     clock.now += 0.4
     assert started(turns) == []
@@ -116,10 +126,44 @@ def test_a_rate_spaces_the_starts_of_one_host_only() -> None:
     assert turns.take("b", "b1")
 
 
+def test_a_rate_is_that_of_requests_however_long_a_turn_waits_for_its_own() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(8, 2.0, clock)
+    assert [turns.take("a", f"a{i}") for i in range(4)] == [True, False, False, False]
+    clock.now += 60  # a name that takes long
+    assert turns.due_in_s() is None and started(turns) == []
+    turns.began("a")
+    assert turns.due_in_s() == 0.5 and started(turns) == []
+    clock.now += 0.5
+    assert turns.next() == "a1"
+    clock.now += 60
+    assert turns.next() is None
+    turns.done("a")  # the first one's end is not the second one's request
+    assert turns.next() is None
+    turns.done("a", has_begun=False)  # a name that was not found
+    assert started(turns) == ["a2"]
+    clock.now += 0.5
+    assert turns.next() == "a3"
+    turns.clear()
+    assert start(turns, "a", "a4") and not turns.take("a", "a5")
+
+
+def test_what_goes_on_from_another_host_goes_ahead_of_what_waits() -> None:
+    clock = Clock()
+    turns: HostTurns[str] = HostTurns(2, 2.0, clock)
+    assert start(turns, "a", "a0") and not turns.take("a", "a1") and not turns.take("a", "a2", ahead=True)
+    clock.now += 0.5
+    assert started(turns) == ["a2"]
+    clock.now += 0.5
+    assert started(turns) == []  # two at once
+    turns.done("a")
+    assert turns.take("a", "a3", ahead=True) and turns.waiting == 1
+
+
 def test_a_rate_and_a_limit_hold_together() -> None:
     clock = Clock()
     turns: HostTurns[str] = HostTurns(1, 1.0, clock)
-    turns.take("a", "a0")
+    start(turns, "a", "a0")
     turns.take("a", "a1")
     clock.now += 5
     assert started(turns) == []  # one still runs
@@ -137,7 +181,7 @@ def test_over_a_long_time_a_rate_is_met_and_not_passed() -> None:
     turns: HostTurns[str] = HostTurns(4, 10.0, clock)
     starts = 0
     for i in range(40):
-        starts += turns.take("a", str(i))
+        starts += start(turns, "a", f"a{i}")
     for _ in range(200):  # 2 s in steps of 10 ms
         clock.now += 0.01
         for _task in started(turns):
@@ -150,14 +194,14 @@ def test_idle_hosts_take_no_memory() -> None:
     clock = Clock()
     turns: HostTurns[str] = HostTurns(2, 5.0, clock)
     for i in range(1000):
-        turns.take(f"h{i}", "x")
+        start(turns, f"h{i}", "x")
         turns.done(f"h{i}")
         clock.now += 0.01
         turns.next()
     assert len(turns._paced) <= 21  # the starts of the last 200 ms
     clock.now += 1
     turns.next()
-    assert not turns._paced and not turns._running and not turns._queues and not turns._line
+    assert not (turns._paced or turns._due or turns._running or turns._queues or turns._line)
 
 
 def test_what_waits_can_be_taken_out_for_one_host_or_for_all() -> None:
@@ -172,8 +216,10 @@ def test_what_waits_can_be_taken_out_for_one_host_or_for_all() -> None:
     turns.done("a")
     assert started(turns) == []
     assert turns.take("a", "a3")
-    assert turns.drop_all() == ["b1", "b2"]
-    assert turns.waiting == 0
+    assert turns.drop_where(lambda task: task == "b1") == ["b1"]
+    assert turns.waiting == 1 and turns.peek() == ["b2"]
+    assert turns.drop_where(lambda _: True) == ["b2"]
+    assert turns.waiting == 0 and not turns._queues
     turns.done("b")
     assert turns.take("b", "b3")
 

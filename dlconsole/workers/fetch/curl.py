@@ -26,7 +26,8 @@ from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
-from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
+from dlconsole.workers.fetch.fetch import Fetch
+from dlconsole.workers.fetch.hops import Hops, nobody_is_parked
 from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
@@ -182,10 +183,12 @@ class CurlEngine(Hops[T]):
     @property
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
-        return len(self._all) - len(self._idle) + len(self._ready) + self._looking_up
+        under_way = len(self._all) - len(self._idle)
+        return under_way + len(self._ready) + self._looking_up - self._orphans
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
+        self._launch()
         dns_due_at = self._dns_due_at()
         multi = self._multi
         action = multi.socket_action
@@ -209,18 +212,13 @@ class CurlEngine(Hops[T]):
             self._end_lost_ones()
         self._see_to_names(dns_due_at)
         self._collect()
-        self._launch()
         return self._take_ended()
 
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
-        if self._ended:
-            return 0.0
         libcurl_ms = self._multi.timeout()  # -1: none
         if libcurl_ms >= 0:
             timeout_s = min(timeout_s, libcurl_ms / 1000)
-        if dns_due_at is not None:
-            timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
-        return min(timeout_s, _LOOK_S)
+        return min(self._due_in_s(timeout_s, dns_due_at), _LOOK_S)
 
     def _end_lost_ones(self) -> None:
         """End what is too slow, and what its head refuses although nothing of its body has come: libcurl

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
 from dlconsole.errors import StoreError
 from dlconsole.model import Failure
 from dlconsole.workers.fetch.timings import Timings
+from dlconsole.workers.fetch.turns import HostTurns
 from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
@@ -62,28 +63,35 @@ class NotKept(msgspec.Struct, frozen=True, gc=False):
 
 
 class TurnedAway(msgspec.Struct, frozen=True, gc=False):
-    """A redirect led to a host that is not to be asked now, or one's robots.txt cannot be asked for now: the
-    fetch ended in front of it.
+    """The fetch ended in front of a host that is parked: one that was parked while it waited, or that a
+    redirect led to.
     """
 
 
 class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One finished fetch, with the token that it was started with (which is in no cycle: gc=False), and the
-    host that it was at in the end, after redirects.
+    host that it was at in the end, after redirects; whether that host was asked.
     """
 
     token: T
     outcome: Fetched | Failure | TurnedAway | NotKept
     host: str
+    asked: bool
 
 
 class Engine(Protocol[T]):
-    """Runs up to `concurrency` fetches at once, in the caller's thread. Follows no redirect to a host that is
-    parked: that fetch ends as TurnedAway.
+    """Runs up to `concurrency` fetches at once, in the caller's thread; of one host as many as the settings
+    allow, redirects included. Asks no host that is parked: that fetch ends as TurnedAway.
     """
 
     timings: Timings
     """How long the parts of the fetches took."""
+
+    turns: HostTurns[Any]
+    """Is to be told by the caller how hosts answer."""
+
+    backlog: int
+    """How many results the caller has not worked off: as many slots are left idle."""
 
     @property
     def free(self) -> int:
@@ -93,8 +101,14 @@ class Engine(Protocol[T]):
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
 
+    @property
+    def waiting(self) -> int:
+        """How many more wait until it is their turn to ask their host."""
+
     def start(self, token: T, target: Target) -> None:
-        """Begin one fetch, whose outcome `poll` gives. Needs `free` > 0."""
+        """Begin one fetch as soon as it is its turn; `poll` gives its outcome. Needs `free` > 0, and nobody
+        but the caller bounds how many wait.
+        """
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
@@ -102,8 +116,16 @@ class Engine(Protocol[T]):
     def wake(self) -> None:
         """End a `poll` that waits; the one method that other threads may call."""
 
+    def turn_away(self, host: str) -> None:
+        """The host is parked now: those that wait for their turn end as TurnedAway."""
+
+    def waiting_unbegun(self) -> list[T]:
+        """The tokens of those that have never had a turn. Also for another thread, should this one hang."""
+
     def drop_unbegun(self) -> list[T]:
-        """Forget the fetches of which nothing was asked yet, only their hosts' names; their tokens."""
+        """Forget the fetches whose own URL was not asked for yet, only their hosts' names and robots.txt;
+        their tokens.
+        """
 
     def cancel_all(self) -> list[T]:
         """Drop every running fetch; their tokens."""

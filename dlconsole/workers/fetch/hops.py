@@ -1,8 +1,8 @@
 """A fetch's way from URL to outcome, hop by hop: the same for every engine.
 
-Each hop's host is looked up and checked before the engine is given it, so that a redirect passes the
-same checks as the URL in the list, and names that nobody answers for hold none of the engine's slots.
-Where robots.txt counts, a hop waits for its origin's in the same way, without a slot.
+Each hop waits for its turn to ask its host, then for its origin's robots.txt where that counts, then for
+its host's addresses, which are checked, then for one of the engine's slots. So a redirect passes the same
+checks as the URL in the list, and what nobody answers for holds up nothing but its own host.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from dlconsole.errors import ConfigError
@@ -23,11 +23,13 @@ from dlconsole.workers.faults import OnFault, failure_of
 from dlconsole.workers.fetch.address import AddressGuard, is_address
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
+from dlconsole.workers.fetch.fetch import Fetch, RobotsFetch, without_unbegun
 from dlconsole.workers.fetch.lookahead import Lookahead
 from dlconsole.workers.fetch.parks import REFUSALS
 from dlconsole.workers.fetch.proxy_secrets import ProxySecrets
 from dlconsole.workers.fetch.timings import Timings
-from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, Origin, Target, origin_of, target_of
+from dlconsole.workers.fetch.turns import HostTurns
+from dlconsole.workers.fetch.urls import Origin, Target, origin_of, target_of
 
 if TYPE_CHECKING:
     from dlconsole.workers.fetch.robots import Known, Robots
@@ -41,64 +43,6 @@ MAX_ROBOTS_TXT: Final = 64
 def nobody_is_parked(_host: str) -> bool:
     """For an engine that is used without a fleet."""
     return False
-
-
-class Fetch(Generic[T]):
-    """One fetch, from `start` to its outcome: where it is now, and how many redirects that took. Its time
-    runs while it has a slot.
-    """
-
-    __slots__ = (
-        "addresses",
-        "deadline",
-        "expected_since",
-        "has_waited",
-        "hops",
-        "left_s",
-        "target",
-        "token",
-    )
-
-    text_bytes: ClassVar[int] = 0
-    """How much of the body is wanted, where it is to be text and not an image; see `Receiver`."""
-
-    def __init__(self, token: T, target: Target, left_s: float) -> None:
-        self.token = token
-        self.target = target
-        self.addresses: tuple[str, ...] = ()
-        """What its host's name stands for; nothing where that is an address, or a proxy's matter."""
-        self.left_s = left_s
-        """How much of its time is left; while it has a slot it ends at `deadline`."""
-        self.deadline = 0.0
-        self.has_waited = False
-        """Whether it had to wait for a name."""
-        self.expected_since = 0.0
-        """Since when its name is being looked up, while an answer is likely; see `Hops._room`."""
-        self.hops = 0
-
-    @property
-    def tokens(self) -> list[T]:
-        """The tokens of all that end with it."""
-        return [self.token]
-
-
-class _RobotsFetch(Fetch[T]):
-    """An origin's robots.txt on its way, and the fetches that wait for it, which have no slot; `token` is
-    the first one's.
-    """
-
-    __slots__ = ("origin", "waiting")
-
-    text_bytes = ROBOTS_TXT_BYTES
-
-    def __init__(self, origin: Origin, first: Fetch[T], left_s: float) -> None:
-        super().__init__(first.token, origin.robots_txt, left_s)
-        self.origin = origin
-        self.waiting = [first]
-
-    @property
-    def tokens(self) -> list[T]:
-        return [fetch.token for fetch in self.waiting]
 
 
 class Hops(ABC, Generic[T]):
@@ -115,7 +59,7 @@ class Hops(ABC, Generic[T]):
         is_parked: Callable[[str], bool],
         on_fault: OnFault,
     ) -> None:
-        """`is_parked` says to which hosts no redirect is followed now; `on_fault` is told of faults of ours,
+        """`is_parked` says which hosts are not to be asked now; `on_fault` is told of faults of ours,
         which end one fetch each. Raises ConfigError where the file of certificate authorities cannot be read
         (with it every https task would fail), or a resolver cannot be used.
         """
@@ -125,6 +69,8 @@ class Hops(ABC, Generic[T]):
             except OSError as error:  # SSLError is one
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self.timings = Timings()
+        self.turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
+        self.backlog = 0
         self._settings = settings
         self._is_parked = is_parked
         self._on_fault = on_fault
@@ -138,10 +84,12 @@ class Hops(ABC, Generic[T]):
         """How many fetches wait for a name, or for a robots.txt."""
         self._ahead = Lookahead(concurrency)
         self._robots: Robots | None = None
-        self._robots_fetches: dict[Origin, _RobotsFetch[T]] = {}
+        self._robots_fetches: dict[Origin, RobotsFetch[T]] = {}
         self._robots_ready: deque[Fetch[T]] = deque()
         """Those that are ready, while so many others are being read."""
         self._robots_begun = 0
+        self._orphans = 0
+        """Texts that have a slot and that nobody waits for any more."""
         if settings.robots:
             from dlconsole.workers.fetch.robots import Robots  # noqa: PLC0415  (most do without)
 
@@ -157,6 +105,16 @@ class Hops(ABC, Generic[T]):
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         """Begin the fetch's next hop, or say why that cannot be done."""
 
+    @property
+    def waiting(self) -> int:
+        """How many fetches wait until it is their turn to ask their host."""
+        return self.turns.waiting
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many more fetches can be started now: `_room` for the slots that are idle."""
+
     def _room(self, idle: int) -> int:
         """How many more fetches can be started where so many slots are idle. Those that are ready will need
         one, and those whose name is likely to be found soon; of these there are more than slots, so that
@@ -164,38 +122,87 @@ class Hops(ABC, Generic[T]):
         """
         if self._looking_up >= self._most_lookups:
             return 0
-        return max(0, idle - len(self._ready) + self._ahead.room)
+        return max(0, idle - len(self._ready) + self._ahead.room - self.backlog)
 
     def start(self, token: T, target: Target) -> None:
-        """Begin one fetch, whose outcome `poll` gives."""
-        fetch = Fetch(token, target, self._settings.deadline_s)
+        """Begin one fetch as soon as it is its turn; `poll` gives its outcome."""
+        self._queue_up(Fetch(token, target, self._settings.deadline_s))
+
+    def turn_away(self, host: str) -> None:
+        """The host is parked now: those that wait for their turn end as TurnedAway."""
+        for fetch in self.turns.drop(host):
+            self._end(fetch, TurnedAway())
+
+    def waiting_unbegun(self) -> list[T]:
+        """The tokens of those that have never had a turn. Also for another thread, should this one hang."""
+        return [fetch.token for fetch in self.turns.peek() if not fetch.deadline]
+
+    def drop_unbegun(self) -> list[T]:
+        """Forget the fetches whose own URL was not asked for yet, only their hosts' names and robots.txt;
+        their tokens.
+        """
+        dropped = self.turns.drop_where(lambda fetch: not fetch.deadline)
+        waited: list[Fetch[T]] = []
+        for robots_fetch in self._robots_fetches.values():
+            had_any = bool(robots_fetch.waiting)
+            robots_fetch.waiting = without_unbegun(robots_fetch.waiting, waited)
+            if had_any and not robots_fetch.waiting and robots_fetch.deadline:
+                self._orphans += 1
+        for name, waiting in list(self._looked_up.items()):
+            self._looked_up[name] = without_unbegun(waiting, waited)
+        self._looking_up -= len(waited)
+        ready: list[Fetch[T]] = []
+        self._ready = deque(without_unbegun(self._ready, ready))
+        self._robots_ready = deque(without_unbegun(self._robots_ready, ready))
+        for fetch in [*waited, *ready]:
+            self._ahead.remove(fetch)
+            self._leave(fetch)
+            if isinstance(fetch, RobotsFetch):
+                del self._robots_fetches[fetch.origin]
+            else:
+                dropped.append(fetch)
+        return [fetch.token for fetch in dropped]
+
+    def _queue_up(self, fetch: Fetch[T]) -> None:
+        """Let a hop wait for its turn; one that began with another host was here before others."""
+        if self.turns.take(fetch.target.host, fetch, ahead=fetch.hops > 0):
+            self._have_turn(fetch)
+
+    def _have_turn(self, fetch: Fetch[T]) -> None:
+        fetch.has_turn = True
         if self._robots is None:
             self._look_up(fetch)
         else:
             self._ask_robots(self._robots, fetch)
-        self._launch()
 
-    def drop_unbegun(self) -> list[T]:
-        """Forget the fetches of which nothing was asked yet, only their hosts' names; their tokens."""
-        dropped: list[Fetch[T]] = []
-        for name, waiting in list(self._looked_up.items()):
-            self._looked_up[name] = _without_unbegun(waiting, dropped)
-        self._looking_up -= len(dropped)
-        for fetch in dropped:
-            self._ahead.remove(fetch)
-        self._ready = deque(_without_unbegun(self._ready, dropped))
-        return [fetch.token for fetch in dropped]
+    def _leave(self, fetch: Fetch[T]) -> None:
+        """A hop has ended: its turn is another's."""
+        if fetch.has_turn:
+            fetch.has_turn = False
+            self.turns.done(fetch.target.host, has_begun=fetch.asked)
 
     def _launch(self) -> None:
-        """Give the fetches that are ready a slot each, as far as there are any."""
+        """Go on with those whose turn has come, and give those that are ready a slot each, as far as there
+        are any.
+        """
+        turns = self.turns
+        while turns.waiting and self.free and (fetch := turns.next()) is not None:
+            self._have_turn(fetch)
         while self._has_slot() and (fetch := self._next_ready()) is not None:
-            if fetch.has_waited and self._is_parked(fetch.target.host):  # meanwhile
-                self._end(fetch, TurnedAway())
-                continue
-            fetch.deadline = time.monotonic() + fetch.left_s
-            failure = self._begin(fetch)
-            if failure is not None:
-                self._end(fetch, failure)
+            ended: Failure | TurnedAway | None
+            try:
+                if self._is_parked(fetch.target.host):  # meanwhile
+                    ended = TurnedAway()
+                else:
+                    fetch.deadline = time.monotonic() + fetch.left_s
+                    fetch.asked = True
+                    if fetch.has_turn:
+                        turns.began(fetch.target.host)
+                    ended = self._begin(fetch)
+            except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+                ended = self._fault(fetch, error)
+            if ended is not None:
+                self._end(fetch, ended)
             elif fetch.text_bytes:
                 self._robots_begun += 1
 
@@ -209,6 +216,17 @@ class Hops(ABC, Generic[T]):
                 return fetch
             self._robots_ready.append(fetch)
         return None
+
+    def _due_in_s(self, timeout_s: float, dns_due_at: float | None) -> float:
+        """When there is something to do at the latest, but for what the engine itself waits for."""
+        if self._ended:
+            return 0.0
+        turn_in_s = self.turns.due_in_s()
+        if turn_in_s is not None and turn_in_s < timeout_s and self.free:
+            timeout_s = turn_in_s
+        if dns_due_at is not None:
+            timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
+        return timeout_s
 
     def _dns_due_at(self) -> float | None:
         due_in_s = self._resolver.due_in_s
@@ -250,7 +268,6 @@ class Hops(ABC, Generic[T]):
                 self._looked_up.setdefault(name, []).append(fetch)
                 self._looking_up += 1
                 self._ahead.add(fetch)
-                fetch.has_waited = True
             else:
                 self._ahead.was_known()
                 self._use(fetch, answer)
@@ -259,7 +276,7 @@ class Hops(ABC, Generic[T]):
         if answer.failure is None:
             fetch.addresses = answer.addresses
             self._ready.append(fetch)
-        elif isinstance(fetch, _RobotsFetch):  # `Robots` says when it is asked for again
+        elif isinstance(fetch, RobotsFetch):  # `Robots` says when it is asked for again
             self._end(fetch, answer.failure)
         else:
             self._end(fetch, answer.failure_now(answer.failure))
@@ -295,13 +312,16 @@ class Hops(ABC, Generic[T]):
             message = f"no whole answer within {self._settings.deadline_s:g} s"
             self._end(fetch, Failure(FailureKind.TIMEOUT, message))
         else:
-            fetch.target, fetch.addresses = target, ()
+            self._leave(fetch)
+            fetch.target, fetch.addresses, fetch.asked = target, (), False
             if self._is_parked(target.host):
                 self._end(fetch, TurnedAway())
-            elif self._robots is None or isinstance(fetch, _RobotsFetch):
-                self._look_up(fetch)
+            elif isinstance(fetch, RobotsFetch):
+                self._look_up(
+                    fetch
+                )  # in no turn: two sites whose texts lie with each other would wait for ever
             else:
-                self._ask_robots(self._robots, fetch)
+                self._queue_up(fetch)
 
     def _ask_robots(self, robots: Robots, fetch: Fetch[T]) -> None:
         """Go on with a fetch where its origin's robots.txt allows it; where that is not known, once it is."""
@@ -313,9 +333,11 @@ class Hops(ABC, Generic[T]):
         self._looking_up += 1
         under_way = self._robots_fetches.get(origin)
         if under_way is not None:
+            if not under_way.waiting:
+                self._orphans -= 1
             under_way.waiting.append(fetch)
             return
-        robots_fetch = _RobotsFetch(origin, fetch, self._settings.deadline_s)
+        robots_fetch = RobotsFetch(origin, fetch, self._settings.deadline_s)
         self._robots_fetches[origin] = robots_fetch
         self._look_up(robots_fetch)
 
@@ -330,7 +352,7 @@ class Hops(ABC, Generic[T]):
             self._end(fetch, failure)
 
     def _end_robots(
-        self, robots: Robots, robots_fetch: _RobotsFetch[T], outcome: Fetched | Failure | TurnedAway
+        self, robots: Robots, robots_fetch: RobotsFetch[T], outcome: Fetched | Failure | TurnedAway
     ) -> None:
         """Go on with those that waited for a robots.txt. Where its host asks to be left alone, one of them
         ends with that answer, and the others in front of the host.
@@ -338,12 +360,16 @@ class Hops(ABC, Generic[T]):
         origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
         del self._robots_fetches[origin]
         self._looking_up -= len(waiting)
+        if not waiting:
+            self._orphans -= 1
         if isinstance(outcome, TurnedAway):
-            self._ended += [Result(fetch.token, outcome, host) for fetch in waiting]
+            for fetch in waiting:
+                self._end_at(host, fetch, outcome)
         elif isinstance(outcome, Failure) and outcome.status in REFUSALS:
-            first, *others = waiting
-            self._ended.append(Result(first.token, robots.failure(origin, outcome), host))
-            self._ended += [Result(fetch.token, TurnedAway(), host) for fetch in others]
+            answer: Failure | TurnedAway = robots.failure(origin, outcome)
+            for fetch in waiting:
+                self._end_at(host, fetch, answer, asked=True)
+                answer = TurnedAway()
         else:
             try:
                 known = robots.learn(origin, outcome)
@@ -358,11 +384,22 @@ class Hops(ABC, Generic[T]):
     def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
         if isinstance(outcome, Failure):
             outcome = self._secrets.taken_out(outcome)
-        if self._robots is not None and isinstance(fetch, _RobotsFetch):
+        if self._robots is not None and isinstance(fetch, RobotsFetch):
             assert not isinstance(outcome, NotKept)  # a text goes on in no file
             self._end_robots(self._robots, fetch, outcome)
         else:
-            self._ended.append(Result(fetch.token, outcome, fetch.target.host))
+            self._end_at(fetch.target.host, fetch, outcome, asked=fetch.asked)
+
+    def _end_at(
+        self,
+        host: str,
+        fetch: Fetch[T],
+        outcome: Fetched | Failure | TurnedAway | NotKept,
+        *,
+        asked: bool = False,
+    ) -> None:
+        self._leave(fetch)
+        self._ended.append(Result(fetch.token, outcome, host, asked))
 
     def _take_ended(self) -> list[Result[T]]:
         ended, self._ended = self._ended, []
@@ -371,26 +408,19 @@ class Hops(ABC, Generic[T]):
     def _drop_waiting(self) -> list[T]:
         """Forget every fetch that has no slot, also those that have ended; their tokens."""
         without_slot = [fetch for waiting in self._looked_up.values() for fetch in waiting]
-        without_slot += [*self._ready, *self._robots_ready]
+        without_slot += [*self._ready, *self._robots_ready, *self.turns.peek()]
         dropped = [token for fetch in without_slot for token in fetch.tokens]
         dropped += [ended.token for ended in self._take_ended()]
         self._looked_up.clear()
         self._robots_fetches.clear()
         self._robots_ready.clear()
         self._robots_begun = 0
+        self._orphans = 0
         self._looking_up = 0
         self._ahead.clear()
         self._ready.clear()
+        self.turns.clear()
         return dropped
-
-
-def _without_unbegun(fetches: Iterable[Fetch[T]], dropped: list[Fetch[T]]) -> list[Fetch[T]]:
-    """Those that go on; the others become `dropped`. For a robots.txt others wait."""
-    kept: list[Fetch[T]] = []
-    for fetch in fetches:
-        begun = fetch.deadline or isinstance(fetch, _RobotsFetch)
-        (kept if begun else dropped).append(fetch)
-    return kept
 
 
 def _scheme_of(url: str) -> str:

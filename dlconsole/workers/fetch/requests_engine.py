@@ -25,7 +25,8 @@ from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
-from dlconsole.workers.fetch.hops import Fetch, Hops, nobody_is_parked
+from dlconsole.workers.fetch.fetch import Fetch
+from dlconsole.workers.fetch.hops import Hops, nobody_is_parked
 from dlconsole.workers.fetch.requests_session import Cut, Hop, Line, Session, tls_context
 
 T = TypeVar("T")
@@ -74,10 +75,11 @@ class RequestsEngine(Hops[T]):
     @property
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
-        return len(self._running) + len(self._ready) + self._looking_up
+        return len(self._running) + len(self._ready) + self._looking_up - self._orphans
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
+        self._launch()
         dns_due_at = self._dns_due_at()
         for fd, events in self._epoll.poll(self._wait_s(timeout_s, dns_due_at)):
             if fd == self._wake_fd:
@@ -99,15 +101,14 @@ class RequestsEngine(Hops[T]):
             reached = hop.limit_reached(now)
             if reached is not None:
                 hop.cut(reached)
-        self._launch()
         return self._take_ended()
 
     def _wait_s(self, timeout_s: float, dns_due_at: float | None) -> float:
-        if self._ended or self._done:
+        if self._done:
             return 0.0
         if self._running:
             timeout_s = min(timeout_s, _LOOK_S)
-        return timeout_s if dns_due_at is None else max(0.0, min(timeout_s, dns_due_at - time.monotonic()))
+        return self._due_in_s(timeout_s, dns_due_at)
 
     def wake(self) -> None:
         """End a `poll` that waits; other threads and signal handlers may call this, also too late."""

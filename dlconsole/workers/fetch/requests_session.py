@@ -37,7 +37,7 @@ from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, literal_address
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import Buffers
-from dlconsole.workers.fetch.hops import Fetch
+from dlconsole.workers.fetch.fetch import Fetch
 from dlconsole.workers.fetch.http1 import StrictResponse
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.urls import request_target

@@ -1,6 +1,6 @@
 """Whose turn it is: how many fetches of one host run at once, and how quickly they follow each other.
 
-A task whose host has enough running waits in that host's own queue; a host that may start one again
+A fetch whose host has enough running waits in that host's own queue; a host that may start one again
 comes to the end of one line, so that hosts take turns. Every step costs the same, however many hosts
 there are, and a host of which nothing runs or waits takes no memory, unless it refused.
 
@@ -41,14 +41,17 @@ class _Slowed:
 
 
 class HostTurns(Generic[T]):
-    """For one thread. A task that `take` lets start, or that `next` gives, runs until `done` for its host."""
+    """For one thread. What `take` lets start, or `next` gives, has its host's turn until `done`. Between its
+    turn and its request, which `began` tells of, names and more may have to be found out: the pace is that
+    of requests, and with a pace the next one has its turn behind the request of the one before.
+    """
 
     def __init__(
         self, per_host: int, per_host_per_s: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """At most `per_host` at once and, where it is not 0, `per_host_per_s` starts a second."""
         self.waiting = 0
-        """How many tasks wait."""
+        """How many fetches wait."""
         self._limit = per_host
         self._interval_s = 1 / per_host_per_s if per_host_per_s else 0.0
         self._clock = clock
@@ -57,27 +60,34 @@ class HostTurns(Generic[T]):
         self._queues: dict[str, deque[T]] = {}
         self._line: deque[str] = deque()
         """Hosts that may start one of their queue. One may stand here twice, or in vain: `next` looks."""
-        self._paced: OrderedDict[str, float] = OrderedDict()
-        """Hosts that started one just now → when they may start another; the first is due first."""
+        self._paced: set[str] = set()
+        """Hosts of which one is about to ask, or asked just now."""
+        self._due: deque[tuple[float, str]] = deque()
+        """When those of the second kind may be asked again, the first one first."""
 
-    def take(self, host: str, task: T) -> bool:
-        """Whether `task` is to be started now; else it waits, and `next` will give it."""
+    def take(self, host: str, task: T, *, ahead: bool = False) -> bool:
+        """Whether it is the turn of `task` now; else it waits, `ahead` of others or behind them, and `next`
+        will give it.
+        """
         running = self._running.get(host, 0)
-        if running < self._most(host) and host not in self._queues and host not in self._paced:
+        queue = self._queues.get(host)
+        if running < self._most(host) and (queue is None or ahead) and host not in self._paced:
             self._running[host] = running + 1
             if self._interval_s:
-                self._paced[host] = self._clock() + self._interval_s
+                self._paced.add(host)
             return True
-        queue = self._queues.get(host)
         if queue is None:
             queue = self._queues[host] = deque()
-        queue.append(task)
+        if ahead:
+            queue.appendleft(task)
+        else:
+            queue.append(task)
         self.waiting += 1
         return False
 
     def next(self) -> T | None:
-        """A task that waited and is to be started now; None where no host may start one."""
-        if self._paced:
+        """One that waited and whose turn it is now; None where there is none."""
+        if self._due:
             self._pass_time()
         line, queues = self._line, self._queues
         while line:
@@ -90,7 +100,7 @@ class HostTurns(Generic[T]):
             self.waiting -= 1
             self._running[host] = running + 1
             if self._interval_s:
-                self._paced[host] = self._clock() + self._interval_s
+                self._paced.add(host)
             if queue:
                 line.append(host)  # it may be allowed more than the one that has ended
             else:
@@ -98,8 +108,15 @@ class HostTurns(Generic[T]):
             return task
         return None
 
-    def done(self, host: str) -> None:
-        """One of the host's running tasks has ended."""
+    def began(self, host: str) -> None:
+        """The host is asked, by one whose turn it is."""
+        if self._interval_s:
+            self._due.append((self._clock() + self._interval_s, host))
+
+    def done(self, host: str, *, has_begun: bool = True) -> None:
+        """One that had the host's turn has ended; without `has_begun`, it never asked."""
+        if not has_begun:
+            self._paced.discard(host)
         running = self._running[host] - 1
         if running:
             self._running[host] = running
@@ -140,9 +157,9 @@ class HostTurns(Generic[T]):
 
     def due_in_s(self) -> float | None:
         """Until when `next` gives nothing that it does not give now, unless one is `done`; None: for ever."""
-        if not self.waiting or not self._paced:
+        if not self.waiting or not self._due:
             return None
-        return max(0.0, next(iter(self._paced.values())) - self._clock())
+        return max(0.0, self._due[0][0] - self._clock())
 
     def drop(self, host: str) -> list[T]:
         """Take out what waits for one host, in its order."""
@@ -150,12 +167,18 @@ class HostTurns(Generic[T]):
         self.waiting -= len(dropped)
         return list(dropped)
 
-    def drop_all(self) -> list[T]:
-        """Take out all that waits, in the order in which each host's came."""
-        dropped = self.peek()
-        self._queues.clear()
-        self._line.clear()
-        self.waiting = 0
+    def drop_where(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Take out what waits and is `unwanted`, in the order in which each host's came."""
+        dropped: list[T] = []
+        for host, queue in list(self._queues.items()):
+            kept: deque[T] = deque()
+            for task in queue:
+                (dropped if unwanted(task) else kept).append(task)
+            if kept:
+                self._queues[host] = kept
+            else:
+                del self._queues[host]
+        self.waiting -= len(dropped)
         return dropped
 
     def peek(self) -> list[T]:
@@ -163,9 +186,12 @@ class HostTurns(Generic[T]):
         return [task for queue in list(self._queues.values()) for task in list(queue)]
 
     def clear(self) -> None:
-        """Forget what waits and what runs; when, and of how many, a host may start is not forgotten."""
-        self.drop_all()
+        """Forget what waits and what runs; when, and by how many, a host may be asked is not forgotten."""
+        self._queues.clear()
+        self._line.clear()
         self._running.clear()
+        self._paced = {host for _, host in self._due}
+        self.waiting = 0
 
     def _most(self, host: str) -> int:
         slowed = self._slowed.get(host) if self._slowed else None
@@ -181,10 +207,8 @@ class HostTurns(Generic[T]):
 
     def _pass_time(self) -> None:
         now = self._clock()
-        while self._paced:
-            host, due_at = next(iter(self._paced.items()))
-            if due_at > now:
-                return
-            del self._paced[host]
+        while self._due and self._due[0][0] <= now:
+            _, host = self._due.popleft()
+            self._paced.discard(host)
             if host in self._queues:
                 self._line.append(host)

@@ -107,6 +107,7 @@ def sections(ca_and_contexts: tuple[Path, Contexts], name_server: NameServer) ->
         "deadline_s": PATIENCE_S,
         "connect_timeout_s": PATIENCE_S,
         "min_bytes_per_s": 0,
+        "per_host": 1024,  # all of it is one host, and side by side
     }
     return {"fetch": fetch, "dns": {"resolvers": [name_server.address], "timeout_s": 1}}
 
