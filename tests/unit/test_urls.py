@@ -34,6 +34,7 @@ from dlconsole.workers.fetch.urls import target_of
         ("http://127.0.0.1./x", "http://127.0.0.1/x"),
         ("http://a.1b/x", "http://a.1b/x"),
         ("http://a.example./x", "http://a.example/x"),
+        ("http://example\u017f.example/x", "http://examples.example/x"),
     ],
 )
 def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:

@@ -188,7 +188,10 @@ class Hops(ABC, Generic[T]):
 
     def _launch(self) -> None:
         """Give the fetches that are ready a slot each, as far as there are any."""
-        while self._has_slot() and (fetch := self._next_ready()) is not None:
+        while (self._ready or self._robots_ready) and self._has_slot():
+            fetch = self._next_ready()
+            if fetch is None:
+                return
             if fetch.has_waited and self._is_parked(fetch.target.host):  # meanwhile
                 self._end(fetch, TurnedAway())
                 continue
