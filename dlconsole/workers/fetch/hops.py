@@ -20,7 +20,7 @@ from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, failure_of
-from dlconsole.workers.fetch.address import AddressGuard, is_address
+from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
 from dlconsole.workers.fetch.lookahead import Lookahead
@@ -244,7 +244,7 @@ class Hops(ABC, Generic[T]):
                 self._end(fetch, Failure(FailureKind.BLOCKED_ADDRESS, refusal))
             else:
                 self._ready.append(fetch)
-        elif is_address(name):
+        elif fetch.target.is_address:
             self._ahead.was_known()
             self._ready.append(fetch)
         else:

@@ -8,12 +8,10 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit, ur
 
 import msgspec
 
-from dlconsole.workers.fetch.address import literal_address
+from dlconsole.workers.fetch.address import is_address, literal_address
 
-_PLAIN: Final = re.compile(
-    r"([Hh][Tt][Tt][Pp][Ss]?)://([-.0-9A-Z_a-z]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?"
-)
-"""(`IGNORECASE` takes `ſ` for an `s`, and twice the time.)"""
+_PLAIN: Final = re.compile(r"([Hh][Tt][Tt][Pp][Ss]?)://([-.0-9A-Z_a-z]+)(?::([0-9]{1,5}))?(?:[/?#][!-~]*)?")
+"""(`IGNORECASE` takes U+017F for an `s`, and twice the time.)"""
 _HOST: Final = re.compile(r"[A-Za-z0-9._\-]+")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
@@ -33,6 +31,8 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     url: str
     host: str
     port: int
+    is_address: bool = False
+    """Whether the host is an address, so that there is nothing to look up."""
 
 
 class Origin(NamedTuple):
@@ -50,7 +50,7 @@ class Origin(NamedTuple):
     @property
     def robots_txt(self) -> Target:
         """Where it is."""
-        return Target(f"{self}/robots.txt", self.host, self.port)
+        return Target(f"{self}/robots.txt", self.host, self.port, is_address(self.host))
 
 
 def origin_of(target: Target) -> Origin:
@@ -113,12 +113,12 @@ def _with_address(url: str, host: str, port: int) -> Target | None:
         is_none = ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2])
         return None if is_none else Target(url, host, port)
     if address == host or ":" in host:
-        return Target(url, address, port)
+        return Target(url, address, port, is_address=True)
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
     _, colon, digits = place.partition(":")
     url = urlunsplit(parts._replace(netloc=f"{user}{at}{address}{colon}{digits}"))
-    return Target(url, address, port)
+    return Target(url, address, port, is_address=True)
 
 
 def request_target(url: str) -> str:
