@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from dlconsole.errors import BadPathError, SpillLost, StoreError
 from dlconsole.log import Logger
@@ -46,23 +48,20 @@ _CLOSE_S: Final = 5.0
 """How long reports and give-backs may take at the end, once fetching has stopped."""
 
 
-class _Item:
-    """A task under way: what was claimed, what is fetched, where its image goes, its hash, in which session,
+class _Item(msgspec.Struct, eq=False, gc=False):
+    """A task under way: what was claimed, in which session, where its image goes, what is fetched, its hash,
     and the host that answered, after redirects.
     """
 
-    __slots__ = ("claimed", "epoch", "hash", "place", "site", "target")
-
-    def __init__(self, claimed: Claimed, epoch: int, place: Place, target: Target, told_hash: object) -> None:
-        self.claimed = claimed
-        self.epoch = epoch
-        self.place = place
-        self.target = target
-        self.hash = told_hash
-        self.site = ""
+    claimed: Claimed
+    epoch: int
+    place: Place
+    target: Target
+    hash: Any
+    site: str = ""
 
 
-class _Picture(NamedTuple):
+class _Picture(msgspec.Struct, frozen=True, eq=False, gc=False):
     """An image that has passed the checks so far, on its way into the store."""
 
     item: _Item

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
+
+import msgspec
 
 from dlconsole.errors import BadPathError, SpillLost, StoreError
 from dlconsole.workers.partial import (
@@ -37,11 +39,12 @@ MISMATCHED: Final = ".dlconsole-mismatched"
 MAX_PATH_BYTES: Final = 4000
 MAX_NAME_BYTES: Final = 255
 _NO_PARTS: Final = frozenset({"", ".", ".."})
+_OWN_FOLDERS: Final = frozenset({PARTIAL, MISMATCHED})
 _TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST})
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """Where a file goes: a folder below the root ('' is the root) and a name in it; both checked."""
 
     folder: str
@@ -56,7 +59,7 @@ def place_of(path: str) -> Place:
     """
     relative = path.removeprefix("/")
     parts = relative.split("/")
-    if parts[0] in {PARTIAL, MISMATCHED}:
+    if parts[0] in _OWN_FOLDERS:
         raise BadPathError(f"path is in dlconsole's own folder: {path[:200]!r}")
     if not _NO_PARTS.isdisjoint(parts):
         raise BadPathError(f"path has an empty, '.' or '..' part: {path[:200]!r}")
@@ -66,7 +69,8 @@ def place_of(path: str) -> Place:
         len(relative) > MAX_PATH_BYTES or max(map(len, parts)) > MAX_NAME_BYTES
     ):
         raise BadPathError(f"path is too long: {path[:200]!r}…")
-    return Place("/".join(parts[:-1]), parts[-1])
+    folder, _, name = relative.rpartition("/")
+    return Place(folder, name)
 
 
 def _check_characters(path: str, relative: str, parts: list[str]) -> None:

@@ -149,7 +149,8 @@ def test_a_refusal_names_the_rule_and_its_file() -> None:
 def test_each_scheme_host_and_port_has_its_own(url: str, robots_txt: str) -> None:
     target = target_of(url)
     assert target is not None
-    assert origin_of(target).robots_txt == Target(robots_txt, target.host, target.port)
+    wanted = Target(robots_txt, target.host, target.port, target.is_address)
+    assert origin_of(target).robots_txt == wanted
 
 
 # -- files that mean harm --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pycurl
 import pytest
 
-from dlconsole.workers.fetch.urls import target_of
+from dlconsole.workers.fetch.urls import origin_of, target_of
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ from dlconsole.workers.fetch.urls import target_of
         ("http://127.0.0.1./x", "http://127.0.0.1/x"),
         ("http://a.1b/x", "http://a.1b/x"),
         ("http://a.example./x", "http://a.example/x"),
+        ("http://example\u017f.example/x", "http://examples.example/x"),
     ],
 )
 def test_odd_but_usable_urls_are_encoded(given: str, wanted: str) -> None:
@@ -75,6 +76,23 @@ def test_one_host_has_one_name(given: str, url: str, host: str) -> None:
     target = target_of(given)
     assert target is not None
     assert (target.url, target.host) == (url, host)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_address"),
+    [
+        ("http://8.8.8.8/x", True),
+        ("http://0x7f.1/x", True),
+        ("http://[2606:4700::1111]/x", True),
+        ("http://a.example/x", False),
+        ("http://a.1b/x", False),
+    ],
+)
+def test_a_target_says_whether_there_is_a_name_to_look_up(url: str, is_address: bool) -> None:
+    target = target_of(url)
+    assert target is not None
+    assert target.is_address is is_address
+    assert origin_of(target).robots_txt.is_address is is_address
 
 
 def test_a_host_that_is_longer_than_names_can_be_is_none() -> None:

@@ -47,6 +47,7 @@ class Receiver:
         "_discarded",
         "_failure",
         "_fault",
+        "_image_room",
         "_least_bytes",
         "_max_bytes",
         "_max_header_bytes",
@@ -71,6 +72,7 @@ class Receiver:
         self._window_s = settings.min_rate_window_s
         self._max_bytes = settings.max_bytes
         self._max_header_bytes = settings.max_header_bytes
+        self._image_room = min(buffers.body_bytes, settings.max_bytes)
         self._agent = agent_token(settings.user_agent) if settings.honour_opt_outs else None
         self.reset_answer()
 
@@ -82,7 +84,7 @@ class Receiver:
         """What of it is not in the file."""
         self._text_bytes = text_bytes
         self._spill: Spill | None = None
-        self._room = text_bytes or min(self._buffers.body_bytes, self._max_bytes)
+        self._room = text_bytes or self._image_room
         """How large `body` may become before something is to be done about it."""
         self._not_kept: NotKept | None = None
         del self.headers[:]
@@ -221,7 +223,9 @@ class Receiver:
         """
         if self._not_kept is not None:
             return self._not_kept
-        if self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes:
+        if not self._begun and (
+            self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes
+        ):
             self.look_at_headers()
         if self._fault is not None:
             raise self._fault

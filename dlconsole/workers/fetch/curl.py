@@ -82,23 +82,34 @@ class _Descriptor:
 class _Transfer(Receiver, Generic[T]):
     """One easy handle with the fetch that it is running, if any; used again for the next."""
 
-    __slots__ = ("blocked", "fetch", "handle", "resolved")
+    __slots__ = ("blocked", "fetch", "handle", "left_s", "resolved")
 
-    def __init__(self, settings: FetchSettings, guard: AddressGuard, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        settings: FetchSettings,
+        guard: AddressGuard,
+        buffers: Buffers,
+        on_new_socket: Callable[[], None],
+    ) -> None:
         super().__init__(settings, buffers)
         self.handle = pycurl.Curl()
         self.handle.transfer = self
         self.fetch: Fetch[T] | None = None
         self.blocked = ""
         self.resolved = False
+        self.left_s = 0.0
+        """What the handle's time limit is; a fetch's is nearly always that of the one before it."""
         _configure(self.handle, settings)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
         self.handle.setopt(pycurl.HEADERFUNCTION, _header_taker(self.headers, settings.max_header_bytes))
         if not settings.proxy:
-            self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard))
+            self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self._socket_opener(guard, on_new_socket))
 
-    def _socket_opener(self, guard: AddressGuard) -> Callable[[int, Any], Any]:
+    def _socket_opener(
+        self, guard: AddressGuard, on_new_socket: Callable[[], None]
+    ) -> Callable[[int, Any], Any]:
         def open_socket(_purpose: int, address: Any) -> Any:
+            on_new_socket()
             ip, port = address.addr[:2]
             refusal = guard.refusal(ip if isinstance(ip, str) else ip.decode(), port)
             if refusal:
@@ -165,10 +176,12 @@ class CurlEngine(Hops[T]):
         self._told: OrderedDict[tuple[str, int], tuple[str, ...]] = OrderedDict()
         self._most_told = max(_MAX_TOLD, 4 * concurrency)
         self._look_at = 0.0
+        self._masks: dict[int, int] = {}
+        """What epoll waits for, by descriptor, as far as it is certain; see `_on_socket`."""
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_MAXCONNECTS, descriptors.kept_connections(concurrency))
         self._all: list[_Transfer[T]] = [
-            _Transfer(settings, self._guard, buffers) for _ in range(concurrency)
+            _Transfer(settings, self._guard, buffers, self._masks.clear) for _ in range(concurrency)
         ]
         self._idle = list(self._all)
         self._idle_fds: set[int] = set()
@@ -284,7 +297,9 @@ class CurlEngine(Hops[T]):
         target, handle = fetch.target, transfer.handle
         try:
             handle.setopt(pycurl.URL, target.url)
-            handle.setopt(pycurl.TIMEOUT_MS, _ms(fetch.deadline - time.monotonic()))
+            if fetch.left_s != transfer.left_s:
+                handle.setopt(pycurl.TIMEOUT_MS, _ms(fetch.left_s))
+                transfer.left_s = fetch.left_s
             # What libcurl would look up itself is told to it, once for each answer.
             if fetch.addresses and self._is_news(target, fetch.addresses):
                 handle.setopt(pycurl.RESOLVE, self._tell(target, fetch.addresses))
@@ -385,22 +400,28 @@ class CurlEngine(Hops[T]):
     def _on_socket(self, what: int, fd: int, _multi: Any, _data: Any) -> None:
         """libcurl says which events of a descriptor it waits for.
 
-        A connection that goes idle stays registered: the next fetch on it then costs one system call,
-        not two. Only `poll` takes it out, should it speak unasked.
+        A connection that goes idle stays registered, so that the next fetch on it costs no system call. Only
+        `poll` takes it out, should it speak unasked. A new socket may have an old one's number, which only
+        the kernel knows: behind each all are looked at again (behind a proxy always: libcurl opens those).
         """
         if what == pycurl.POLL_REMOVE:
             self._idle_fds.add(fd)
             return
         self._idle_fds.discard(fd)
         mask = _EPOLL_FOR.get(what, 0)
+        if self._masks.get(fd) == mask:
+            return
         try:
             self._epoll.modify(fd, mask)
         except FileNotFoundError:  # new, or a new socket under an old number
             self._epoll.register(fd, mask)
+        if not self._settings.proxy:
+            self._masks[fd] = mask
 
     def _forget_idle(self, fd: int) -> None:
         """The other side closed an idle connection; libcurl finds out when it wants to use it again."""
         self._idle_fds.discard(fd)
+        self._masks.pop(fd, None)
         try:
             self._epoll.unregister(fd)
         except OSError:  # closed meanwhile, which unregistered it

@@ -20,7 +20,7 @@ from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, failure_of
-from dlconsole.workers.fetch.address import AddressGuard, is_address
+from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.dns import Answer, Resolver
 from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
 from dlconsole.workers.fetch.fetch import Fetch, RobotsFetch, without_unbegun
@@ -188,23 +188,29 @@ class Hops(ABC, Generic[T]):
         turns = self.turns
         while turns.waiting and self.free and (fetch := turns.next()) is not None:
             self._have_turn(fetch)
-        while self._has_slot() and (fetch := self._next_ready()) is not None:
-            ended: Failure | TurnedAway | None
-            try:
-                if self._is_parked(fetch.target.host):  # meanwhile
-                    ended = TurnedAway()
-                else:
-                    fetch.deadline = time.monotonic() + fetch.left_s
-                    fetch.asked = True
-                    if fetch.has_turn:
-                        turns.began(fetch.target.host)
-                    ended = self._begin(fetch)
-            except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
-                ended = self._fault(fetch, error)
+        while (self._ready or self._robots_ready) and self._has_slot():
+            fetch = self._next_ready()
+            if fetch is None:
+                return
+            ended = self._ask(fetch)
             if ended is not None:
                 self._end(fetch, ended)
-            elif fetch.text_bytes:
-                self._robots_begun += 1
+
+    def _ask(self, fetch: Fetch[T]) -> Failure | TurnedAway | None:
+        """Begin a hop in one of the slots that are idle, or say what the fetch ends with instead."""
+        try:
+            if self._is_parked(fetch.target.host):  # meanwhile
+                return TurnedAway()
+            fetch.deadline = time.monotonic() + fetch.left_s
+            fetch.asked = True
+            if fetch.has_turn:
+                self.turns.began(fetch.target.host)
+            failure = self._begin(fetch)
+        except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+            return self._fault(fetch, error)
+        if failure is None and fetch.text_bytes:
+            self._robots_begun += 1
+        return failure
 
     def _next_ready(self) -> Fetch[T] | None:
         has_room = self._robots_begun < MAX_ROBOTS_TXT
@@ -259,7 +265,7 @@ class Hops(ABC, Generic[T]):
                 self._end(fetch, Failure(FailureKind.BLOCKED_ADDRESS, refusal))
             else:
                 self._ready.append(fetch)
-        elif is_address(name):
+        elif fetch.target.is_address:
             self._ahead.was_known()
             self._ready.append(fetch)
         else:
