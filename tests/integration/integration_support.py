@@ -64,6 +64,13 @@ def errors_of(client: redis.Redis) -> list[dict[str, Any]]:
     return [json.loads(item) for item in reversed(client.lrange(KEYS.error, 0, -1))]
 
 
+def fence(client: redis.Redis) -> None:
+    """End the lease of the only session; its worker has another one when this returns."""
+    (session,) = client.zrange(KEYS.lease, 0, -1)
+    client.zadd(KEYS.lease, {session: 1})
+    until(lambda: client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
+
+
 def changed(settings: Settings, section: str, **values: object) -> Settings:
     """The settings with some of one section changed."""
     merged = settings.model_dump() | {section: settings.model_dump()[section] | values}

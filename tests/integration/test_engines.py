@@ -483,6 +483,37 @@ def test_a_tunnel_that_breaks_is_the_proxys_fault_before_the_handshake_and_tls_i
     assert kind_of(outcome) is kind
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("201 Created", None),
+        ("204 No Content\r\nContent-Length: 0", None),
+        ("299 X\r\nContent-Length: 5", None),
+        ("100 Continue\r\n\r\nHTTP/1.1 200 OK", FailureKind.CONNECT),
+        ("302 Found\r\nLocation: http://a.example/y", FailureKind.CONNECT),
+    ],
+)
+def test_any_2xx_opens_a_tunnel_and_nothing_else_does(
+    answer: str, kind: FailureKind | None, make: Maker, listen: Callable[[Handler], int], tmp_path: Path
+) -> None:
+    """RFC 9110, 9.3.6; libcurl takes no proxy's informational answers."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("a.example").configure_cert(context)
+
+    def serve(client: socket.socket) -> None:
+        client.recv(65536)
+        client.sendall(f"HTTP/1.1 {answer}\r\n\r\n".encode())
+        with context.wrap_socket(client, server_side=True) as secure:
+            secure.recv(65536)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
+            secure.sendall(head.encode() + PICTURE)
+
+    engine = make(proxy=f"http://127.0.0.1:{listen(serve)}", ca_file=tmp_path / "ca.pem")
+    assert kind_of(fetch(engine, "https://a.example/x")[0]) is kind
+
+
 PASSWORDS = ["wr@ng-s3cret", "s3cret%40here", "s3cret with spaces"]
 
 
@@ -587,6 +618,35 @@ def test_a_file_that_holds_no_authorities_is_refused_at_the_start(make: Maker, t
     for name in ("junk.pem", "none.pem"):
         with pytest.raises(ConfigError, match=name):
             make(ca_file=tmp_path / name)
+
+
+def test_without_more_threads_fetches_wait_and_without_any_they_end(
+    listen: Callable[[Handler], int],
+) -> None:
+    def serve(client: socket.socket) -> None:
+        client.recv(65536)
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
+        client.sendall(head.encode() + PICTURE)
+
+    told: list[str] = []
+    url, settings = f"http://127.0.0.1:{listen(serve)}/x", FetchSettings.model_validate(BASE)
+    engine: Engine[int] = RequestsEngine(
+        settings, DnsSettings(), 8, on_fault=lambda error, _at: told.append(str(error))
+    )
+    try:
+        threading.stack_size(1 << 52)  # more than there are addresses: none can be started
+        outcomes = fetch(engine, url, url)
+        assert [kind_of(outcome) for outcome in outcomes] == [FailureKind.CRASHED] * 2
+        assert (engine.running, engine.free) == (0, 8)
+        threading.stack_size(0)
+        assert kind_of(fetch(engine, url)[0]) is None
+        threading.stack_size(1 << 52)
+        assert [kind_of(outcome) for outcome in fetch(engine, *[url] * 20)] == [None] * 20
+        assert engine.running == 0
+    finally:
+        threading.stack_size(0)
+        engine.close()
+    assert set(told) == {"can't start new thread"}
 
 
 def test_the_requests_engine_says_that_it_has_no_socks() -> None:

@@ -15,7 +15,7 @@ import pytest
 import redis
 from dns_server import NameServer, Reply as Named
 from host_web import Host, HostWeb, Reply
-from integration_support import KEYS, Running, changed, errors_of, stored_files, task, until
+from integration_support import KEYS, Running, changed, errors_of, fence, stored_files, task, until
 
 from dlconsole import log
 from dlconsole.errors import RedisUnusable
@@ -250,9 +250,7 @@ def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
         feed(redis_client, tasks_of(web.hosts[0], 30))
         worker = Running(polite, until_empty=True)
         until(lambda: worker.downloader._engine.waiting == 27)
-        (session,) = redis_client.zrange(KEYS.lease, 0, -1)
-        redis_client.zadd(KEYS.lease, {session: 1})
-        until(lambda: redis_client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
+        fence(redis_client)
         gate.set()
         worker.thread.join(40)
         assert worker.outcome is True

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 from host_web import PICTURE, Host, HostWeb, Reply
-from integration_support import KEYS, Running, changed, errors_of, stored_files, task, until
+from integration_support import KEYS, Running, changed, errors_of, fence, stored_files, task, until
 
 from dlconsole.model import Failure, FailureKind
 from dlconsole.services.scripts import script
@@ -392,9 +392,7 @@ def test_a_fenced_session_forgets_what_waits_and_nothing_is_doubled(
         feed(redis_client, *(f"{web.hosts[0].origin}/{i}" for i in range(20)))
         worker = Running(heeding, until_empty=True)
         until(lambda: worker.downloader._engine.waiting == 17)
-        (session,) = redis_client.zrange(KEYS.lease, 0, -1)
-        redis_client.zadd(KEYS.lease, {session: 1})
-        until(lambda: redis_client.zrange(KEYS.lease, 0, -1) not in ([], [session]))
+        fence(redis_client)
         gate.set()
         worker.thread.join(60)
         assert worker.outcome is True

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from unit_support import Clock
 
 from dlconsole.errors import StoreError
 from dlconsole.settings import GuardSettings
@@ -16,14 +17,6 @@ from dlconsole.workers.guard import StoreGuard
 
 FULL = StoreError("store /x: Disk quota exceeded")
 SETTINGS = GuardSettings(check_s=1, max_used_percent=100)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from unit_support import Clock
+
 from dlconsole.workers.fetch.lookahead import Lookahead
 
 
 class Fetch:
     expected_since = 0.0
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def started(ahead: Lookahead, count: int) -> list[Fetch]:
@@ -46,11 +41,11 @@ def test_dead_names_take_up_room_for_about_twice_a_lookups_time_only() -> None:
         ahead.learn(0.1)
     dead = started(ahead, 200)
     assert ahead.room < 0
-    assert clock.now_s + 0.15 < ahead.late_at < clock.now_s + 0.3
-    clock.now_s += 0.15
+    assert clock.now + 0.15 < ahead.late_at < clock.now + 0.3
+    clock.now += 0.15
     ahead.drop_late_ones()
     assert ahead.expected == 200
-    clock.now_s += 0.15
+    clock.now += 0.15
     ahead.drop_late_ones()
     assert ahead.expected == 0 and ahead.room > 0
     for fetch in dead:  # given up in the end
@@ -63,9 +58,9 @@ def test_a_fetch_that_waits_again_counts_once_and_in_its_new_time() -> None:
     ahead = Lookahead(64, clock)
     (fetch,) = started(ahead, 1)
     ahead.remove(fetch)
-    clock.now_s += 0.9
+    clock.now += 0.9
     ahead.add(fetch)
-    clock.now_s += 0.9  # the first time would be overdue
+    clock.now += 0.9  # the first time would be overdue
     ahead.drop_late_ones()
     assert ahead.expected == 1
     ahead.clear()
@@ -80,4 +75,4 @@ def test_one_slow_name_says_little_of_the_others() -> None:
         ahead.learn(0.02)
     ahead.learn(5.0)
     started(ahead, 1)
-    assert ahead.late_at < clock.now_s + 0.1
+    assert ahead.late_at < clock.now + 0.1

@@ -6,19 +6,12 @@ import random
 from collections import deque
 
 import pytest
+from unit_support import Clock
 
 from dlconsole.settings import FetchSettings, RetrySettings
 from dlconsole.workers.fetch import parks as module
 from dlconsole.workers.fetch.parks import Parks
 from dlconsole.workers.fetch.turns import HostTurns
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

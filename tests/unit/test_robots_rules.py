@@ -8,6 +8,7 @@ import time
 import tracemalloc
 
 import pytest
+from unit_support import Clock
 
 from dlconsole.model import Failure, FailureKind
 from dlconsole.workers.fetch.engine import Fetched
@@ -204,13 +205,6 @@ def test_of_too_many_rules_the_first_count() -> None:
 # -- what is remembered ----------------------------------------------------------------------------
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def origin(number: int) -> Origin:
     return Origin("http", f"h{number}.example", 80)
 
@@ -252,7 +246,7 @@ def test_a_file_that_is_not_there_allows_all_and_one_that_cannot_be_had_nothing(
             RETRY_S,
         )
         assert failure.message == "robots.txt of http://h0.example: so it is"
-    clock.now = (KEEP_S if allowed else RETRY_S) - 1
+    clock.now += (KEEP_S if allowed else RETRY_S) - 1
     assert robots.known(origin(0)) is not None
     clock.now += 1
     assert robots.known(origin(0)) is None

@@ -6,17 +6,10 @@ import random
 from collections import Counter
 
 import pytest
+from unit_support import Clock
 
 from dlconsole.workers.fetch import turns as module
 from dlconsole.workers.fetch.turns import HostTurns
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def started(turns: HostTurns[str]) -> list[str]:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from unit_support import Clock
+
 from dlconsole.workers.watchdog import EXIT_STALLED, Thread, Watchdog
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_thread_that_stops_is_noticed_by_the_other_after_the_time() -> None:

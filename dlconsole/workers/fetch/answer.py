@@ -24,9 +24,12 @@ from dlconsole.workers.images import SNIFF_BYTES, more_tells, not_image, sniff
 _DISCARD_BYTES: Final = 16 * 1024
 """How much of what is no image is read, to keep the connection; more closes it."""
 _WHOLE_HEAD: Final = (b"\r\n\r\n", b"\n\r\n", b"\n\n")
+_ODD_END: Final = re.compile(rb"\n\r[^\n]*\n\Z")
+"""What libcurl takes for the empty line, and RFC 9112, 2.2, does not."""
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
-_GOOD: Final = (b"http/1.1 200 ", b"http/1.0 200 ", b"http/1.1 200\r")
-_STATUS_LINE: Final = re.compile(rb"http/1\.[01] ([1-9][0-9]{2})(?=[ \r\n])")
+_GOOD: Final = (b"HTTP/1.1 200 ", b"HTTP/1.0 200 ", b"HTTP/1.1 200\r")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?=[ \r\n])")
+"""In capitals, RFC 9112, 2.3: what says `http/1.1`, libcurl takes for a 200, whatever its status."""
 _LENGTH: Final = b"\ncontent-length"
 _CODING: Final = b"\ntransfer-encoding"
 _LATER_HEAD: Final = b"\nhttp/"
@@ -131,15 +134,17 @@ class Receiver:
         at = _last_head(head)
         if at:
             del head[:at]
-        if head.startswith(_GOOD):
+        if headers.startswith(_GOOD, at):
             self.status = 200
         else:
-            match = _STATUS_LINE.match(head)
+            match = _STATUS_LINE.match(headers, at)
             if match is None:
-                return Failure(FailureKind.CONNECT, f"no status line: {bytes(headers[at : at + 60])!r}")
+                return self._broken(f"no status line: {bytes(headers[at : at + 60])!r}")
             self.status = int(match[1])
             if self.status == 101:
                 return self._broken("switches protocols, which was not asked for")
+        if not headers.endswith(_WHOLE_HEAD) or (at and not headers.endswith(_WHOLE_HEAD, 0, at)):
+            return self._broken("no empty line behind the headers")
         return self._framing_failure(head) or (self._opt_out(head) if self._wants_image else None)
 
     @property
@@ -223,10 +228,10 @@ class Receiver:
         """
         if self._not_kept is not None:
             return self._not_kept
-        if not self._begun and (
-            self.headers.endswith(_WHOLE_HEAD) or len(self.headers) > self._max_header_bytes
-        ):
-            self.look_at_headers()
+        if not self._begun:
+            self._cut_trailer()
+            if self._is_head_over:
+                self.look_at_headers()
         if self._fault is not None:
             raise self._fault
         if self._failure is not None or self.status <= 200:
@@ -240,8 +245,6 @@ class Receiver:
 
     def outcome(self, url: str) -> Fetched | Failure | NotKept | str:
         """What becomes of one that came to its end; text is the URL of a redirect. Raises as `decided`."""
-        if not self._begun:
-            self._cut_trailer()
         decided = self.decided(url)
         if decided is not None:
             return decided
@@ -252,6 +255,15 @@ class Receiver:
         if self.body:
             self._make_room()
         return self._not_kept or Fetched(url, 200, self._spill)
+
+    @property
+    def _is_head_over(self) -> bool:
+        """Whether it is complete, or nothing can come of it any more."""
+        headers = self.headers
+        if headers.endswith(_WHOLE_HEAD) or len(headers) > self._max_header_bytes or _ODD_END.search(headers):
+            return True
+        at = _last_head(headers.lower())
+        return headers.find(b"\n", at) >= 0 and _STATUS_LINE.match(headers, at) is None
 
     def _framing_failure(self, head: bytearray) -> Failure | None:
         """What is wrong with where the body is to end: what is not certain to everybody (RFC 9112, 6), or too

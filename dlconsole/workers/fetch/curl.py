@@ -388,8 +388,11 @@ class CurlEngine(Hops[T]):
         if transfer.has_text:
             return self._answer(transfer)
         kind = _KINDS.get(code, FailureKind.CONNECT)
-        if code == pycurl.E_RECV_ERROR and transfer.status == 200 and _TLS_CUT in message:
-            kind = FailureKind.TRUNCATED
+        if transfer.status == 200:
+            if code == pycurl.E_RECV_ERROR and _TLS_CUT in message:
+                kind = FailureKind.TRUNCATED
+        elif kind is FailureKind.TRUNCATED:  # not of the body: the head broke off behind its length
+            kind = FailureKind.CONNECT
         return Failure(kind, message or f"libcurl error {code}", transfer.told_status)
 
     def _release(self, transfer: _Transfer[T]) -> None:

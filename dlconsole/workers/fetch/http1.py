@@ -12,15 +12,19 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from typing import Any, Final
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n", re.IGNORECASE)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n")
 _FIELD: Final = re.compile(rb"([^:\r\n\0]*?)([ \t]*):[ \t]*([^\r\n\0]*?)[ \t]*\r?\n")
 """Whatever its name is made of: libcurl and browsers do not mind."""
-_CHUNK_SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
-_CHUNK_BEGINS: Final = re.compile(rb"[ \t]*[0-9A-Fa-f]{0,16}[ \t]*(?:;[^\r\n]*)?\r?")
-_BLANKS: Final = " \t\r\n"
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,17})(?:[^0-9A-Fa-f].*)?", re.DOTALL)
+"""What stands behind the size is nobody's matter, an extension or not."""
+_CHUNK_END: Final = re.compile(rb"\r*\n?")
+_TRAILER: Final = re.compile(rb"[^\r\n]{0,4093}\r?\n?")
+_MAX_CHUNK_BYTES: Final = 2**63 - 1
+_BLANKS: Final = (b" ", b"\t")
+_DECISIVE: Final = frozenset({"content-length", "transfer-encoding", "location"})
 _EMPTY: Final = (b"\r\n", b"\n")
 _MAX_LINE_BYTES: Final = 4096
-"""Of what frames a body: a chunk's size with its extensions."""
+"""How much of a line is looked at at once; of a chunk's size no more is kept."""
 _NO_BODY: Final = frozenset({204, 304})
 _DETACHED: Final = ("content-length ", "transfer-encoding ")
 """What ends where the body does, but that not everybody takes for it: RFC 9112, 5.1."""
@@ -35,7 +39,9 @@ class StrictResponse(HTTPResponse):
         super().__init__(sock, **more)
         self._on_line = on_line
         self._chunk_left = 0
+        self._has_chunk = False
         self._is_read = False
+        self._locations: set[str] = set()
 
     def begin(self) -> None:
         """Read the head. Raises HTTPException where it is none."""
@@ -51,21 +57,30 @@ class StrictResponse(HTTPResponse):
 
     @property
     def _is_last(self) -> bool:
-        """Whether no other head follows: RFC 9110, 15.2."""
-        return self.status >= 200 or self.status == HTTPStatus.SWITCHING_PROTOCOLS
+        """Whether no other head follows: RFC 9110, 15.2. As with libcurl, no proxy has more than one."""
+        return self._is_proxys or self.status >= 200 or self.status == HTTPStatus.SWITCHING_PROTOCOLS
+
+    @property
+    def _is_proxys(self) -> bool:
+        return self._method == "CONNECT"  # type: ignore[attr-defined, no-any-return]
 
     def _read_head(self) -> None:
         """One head, and how its body is framed."""
         last_line = self._read_fields()
-        is_tunnel = self._method == "CONNECT"  # type: ignore[attr-defined]
-        if self._is_last and not is_tunnel:  # RFC 9110, 9.3.6
-            self._look_at_framing()
+        self._look_at_framing()
         self._on_line(last_line)
 
     def _look_at_framing(self) -> None:
-        """Where the body is to end. Raises HTTPException where that is not certain."""
-        if len(set(filter(None, self.headers.get_all("location", [])))) > 1:
+        """Where the body is to end. Raises HTTPException where that is not certain, or where the heads so far
+        tell of more than one place to go on to, as libcurl does.
+        """
+        if self._is_proxys:  # its answer has no body: RFC 9110, 9.3.6
+            return
+        self._locations.update(filter(None, self.headers.get_all("location", [])))
+        if len(self._locations) > 1:
             raise HTTPException("more than one Location")
+        if not self._is_last:
+            return
         if self.status in _NO_BODY:
             self.chunked, self.length = False, 0
             return
@@ -85,15 +100,15 @@ class StrictResponse(HTTPResponse):
         self.code = self.status = int(match[2])
         self.reason = (match[3] or b"").decode("latin-1").strip()
         self.headers = self.msg = HTTPMessage()
-        fields: list[tuple[str, str]] = []
         while (line := self._line()) not in _EMPTY:
-            if line[:1] in {b" ", b"\t"} and fields and b"\0" not in line:  # folded, RFC 9112, 5.2
-                name, value = fields.pop()
-                fields.append((name, f"{value} {line.decode('latin-1')}".strip(_BLANKS)))
-            else:
-                fields.append(_field(line))
-        for name, value in fields:
+            if line.startswith(b"\r"):
+                raise HTTPException(f"no header line: {line[:60]!r}")
+            while self.fp.peek(1)[:1] in _BLANKS:  # folded, RFC 9112, 5.2
+                line = line.removesuffix(b"\n").removesuffix(b"\r") + self._line()
+            name, value = _field(line)
             self.headers[name] = value
+            if name.lower() in _DECISIVE:  # as soon as it is there: the rest may never come
+                self._look_at_framing()
         return line
 
     def _line(self) -> bytes:
@@ -127,8 +142,6 @@ class StrictResponse(HTTPResponse):
             self._end()
         elif self.chunked:
             self._chunk_left -= len(data)
-            if not self._chunk_left and self._framing_line() not in _EMPTY:
-                raise HTTPException("a chunk that is longer than it says")
         elif self.length is not None:
             self.length -= len(data)
             if not self.length:
@@ -137,22 +150,32 @@ class StrictResponse(HTTPResponse):
 
     def _next_chunk(self) -> int:
         """The next chunk's size; 0: it was the last, and the trailer has been read."""
-        line = self._framing_line()
-        match = _CHUNK_SIZE.fullmatch(line)
-        if match is None:
+        if self._has_chunk:
+            self._framing_line(_CHUNK_END)
+        self._has_chunk = True
+        line = self._framing_line(_CHUNK_SIZE)
+        match = _CHUNK_SIZE.match(line)
+        size = int(match[1], 16) if match else _MAX_CHUNK_BYTES + 1
+        if size > _MAX_CHUNK_BYTES:
             raise HTTPException(f"no chunk size: {line[:60]!r}")
-        size = int(match[1], 16)
         if not size:
-            while (line := self._line()) not in _EMPTY:
+            while (line := self._framing_line(_TRAILER)) not in _EMPTY:
+                self._on_line(line)
                 _field(line)
         return size
 
-    def _framing_line(self) -> bytes:
-        line: bytes = self.fp.readline(_MAX_LINE_BYTES)
-        if not line.endswith(b"\n"):
-            if len(line) < _MAX_LINE_BYTES and _CHUNK_BEGINS.fullmatch(line):
+    def _framing_line(self, form: re.Pattern[bytes]) -> bytes:
+        """The next line of the body's framing. Raises HTTPException as soon as it has not this form, whether
+        its end has come or not; IncompleteRead where it does not come.
+        """
+        line = b""
+        while not line.endswith(b"\n"):
+            here: bytes = self.fp.peek(1)
+            if not here:
                 raise IncompleteRead(b"")
-            raise HTTPException(f"no chunk size: {line[:60]!r}")
+            line = line[:_MAX_LINE_BYTES] + self.fp.read(here.find(b"\n") + 1 or len(here))
+            if form.fullmatch(line) is None:
+                raise HTTPException(f"no chunk: {line[:60]!r}")
         return line
 
     def _end(self) -> None:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from dlconsole.errors import ConfigError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
-from dlconsole.workers.faults import OnFault, unnoticed
+from dlconsole.workers.faults import OnFault, failure_of, unnoticed
 from dlconsole.workers.fetch.answer import Receiver
 from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
 from dlconsole.workers.fetch.fetch import Fetch
@@ -139,17 +139,34 @@ class RequestsEngine(Hops[T]):
             os.close(wake_fd)
 
     def _has_slot(self) -> bool:
-        return len(self._running) < self._concurrency
+        """Whether a thread is free, or can be started. Where none can, what is ready waits for one of those
+        that there are; without any it is begun all the same, and ends.
+        """
+        busy = len(self._running)
+        if busy < len(self._threads):
+            return True
+        return busy < self._concurrency and (self._start_thread() is None or not self._threads)
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
+        if not self._threads:
+            error = self._start_thread()
+            if error is not None:
+                return failure_of(error)
         hop = Hop(fetch, self._settings)
         self._running.add(hop)
-        if len(self._threads) < min(len(self._running), self._concurrency):
-            number = len(self._threads)
-            thread = threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
         self._jobs.put(hop)
+        return None
+
+    def _start_thread(self) -> RuntimeError | None:
+        """One more; or why the system has none: too little memory, or a limit on processes."""
+        name = f"fetch-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._on_fault(error, name)
+            return error
+        self._threads.append(thread)
         return None
 
     # -- the threads -----------------------------------------------------------------------

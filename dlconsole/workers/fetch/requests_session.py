@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -256,7 +255,7 @@ class _OnLine:
         sock = self.sock  # type: ignore[attr-defined]
         with closing(StrictResponse(sock, on_line=line.proxy_header_taker(), method="CONNECT")) as answer:
             answer.begin()
-        if answer.status != HTTPStatus.OK:
+        if answer.status // 100 != 2:  # RFC 9110, 9.3.6
             raise OSError(f"the proxy answered {answer.status} {answer.reason}")
         line.hop.in_tls = True
 

@@ -186,10 +186,17 @@ def status_lines() -> Iterator[Case]:
         "status 000": "HTTP/1.1 000 OK",
         "a NUL": "HTTP/1.1 200 a\0b",
         "an empty line first": "\r\nHTTP/1.1 200 OK",
+        "small letters": "http/1.1 200 OK",
+        "small letters behind early hints": "HTTP/1.1 103 Early\r\n\r\nhttp/1.1 200 OK",
+        "small letters in early hints": "http/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK",
     }.items():
         yield Case(
             f"status line: {name}", Kind.CONNECT, none, sends(f"{line}\r\n{SIZED}\r\n\r\n".encode(), PICTURE)
         )
+    early = b"http/1.1 103 Early\r\n\r\n"
+    yield Case("early hints in small letters, and silence", Kind.CONNECT, none, then(early, good(), act=hang))
+    yield Case("status line: small letters, and silence", Kind.CONNECT, none,
+               then(b"http/1.1 200 OK\r\nX: y\r\n", act=hang))  # fmt: skip
     yield Case(
         "status line: none, the picture at once", Kind.CONNECT, "HTTP/0.9 is not taken", sends(PICTURE)
     )
@@ -267,8 +274,24 @@ def stutters() -> Iterator[Case]:
 
 def headers() -> Iterator[Case]:
     none = "RFC 9112, 5: no field line; the server's fault"
-    for name, line in {"no colon": "no colon here", "a NUL": "X: a\0b", "folded at once": " folded"}.items():
+    for name, line in {
+        "no colon": "no colon here",
+        "a NUL": "X: a\0b",
+        "folded at once": " folded",
+        "a CR alone": "\r",
+        "a CR first": "\rX: y",
+        "a second status line": "HTTP/1.1 200 OK: x",
+    }.items():
         yield Case(f"header: {name}", Kind.CONNECT, none, sends(head(line, SIZED), PICTURE))
+    for status in ("204 No", "304 No"):
+        answer = head("no colon here", status=status)
+        yield Case(f"header: no colon in a {status}", Kind.CONNECT, none, sends(answer))
+        answer = head("\r", status=status)
+        yield Case(f"header: a CR alone in a {status}", Kind.CONNECT, none, sends(answer))
+    yield Case("headers that end in CR CR LF", Kind.CONNECT, none,
+               sends(f"HTTP/1.1 200 OK\r\n{SIZED}\r\n\r\r\n".encode(), PICTURE))  # fmt: skip
+    yield Case("headers that end in CR CR LF, and silence", Kind.CONNECT, none,
+               then(f"HTTP/1.1 200 OK\r\n{SIZED}\r\n\r\r\n".encode(), act=hang))  # fmt: skip
     for name, lines in {
         "150 of them": [f"X-{i}: y" for i in range(150)],
         "60 KB in one": ["X: " + "x" * 60_000],
@@ -387,6 +410,8 @@ def lengths() -> Iterator[Case]:
         "1e3",
     ):
         yield Case(f"length {value}", Kind.CONNECT, invalid, sends(head(f"Content-Length: {value}"), PICTURE))
+    yield Case("length abc, and silence in the headers", Kind.CONNECT, invalid,
+               then(b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\nX: y", act=hang))  # fmt: skip
     yield Case("two lengths", Kind.CONNECT, invalid, sends(head(SIZED, "Content-Length: 5"), PICTURE))
     yield Case(
         "two lengths, the right one last",
@@ -429,9 +454,36 @@ def chunks() -> Iterator[Case]:
         "empty": "",
         "17 digits": "1" * 17,
         "a sign": "+5",
+        "behind a space": " 63",
+        "2^63": "8000000000000000",
+        "18 digits": "0" * 16 + "63",
     }.items():
         body = f"{size}\r\n".encode() + PICTURE + b"\r\n0\r\n\r\n"
         yield Case(f"chunk size: {name}", Kind.CONNECT, none, sends(head(CHUNKED), chunk(PICTURE[:99]), body))
+    unread = "what stands behind the size is not looked at"
+    for name, size in {
+        "words": " x",
+        "letters": "x",
+        "a CR": "\r",
+        "an extension of 5,000 bytes": ";" + "a" * 5000,
+    }.items():
+        body = f"{len(PICTURE):x}{size}\r\n".encode() + PICTURE + b"\r\r\n0\r\n\r\n"
+        yield Case(f"chunk size and {name}", None, unread, sends(head(CHUNKED), body))
+    yield Case("chunk size without end of its line, cut", Kind.TRUNCATED, unread,
+               sends(head(CHUNKED), chunk(PICTURE[:99]), b"63x"))  # fmt: skip
+    yield Case("chunk extension without end", Kind.TIMEOUT, unread,
+               then(head(CHUNKED), b"63;", act=lambda peer: peer.repeat(b"x" * 9999, pause_s=0.1)), slow=True)  # fmt: skip
+    for name, wrong in {"letters": b"xyz", "nothing": b"\r", "19 digits": b"0" * 19}.items():
+        yield Case(f"chunk size: {name}, and silence", Kind.CONNECT, none,
+                   then(head(CHUNKED), chunk(PICTURE[:99]), wrong, act=hang))  # fmt: skip
+    yield Case("chunk longer than its size, and silence", Kind.CONNECT, none,
+               then(head(CHUNKED), b"63\r\n" + PICTURE[:0x64], act=hang))  # fmt: skip
+    yield Case(
+        "chunk of a page longer than its size",
+        Kind.NOT_IMAGE,
+        "the body's beginning decides, whatever comes of the rest",
+        sends(head(CHUNKED), b"63\r\n" + b"<html>" * 99, b"0\r\n\r\n"),
+    )
     yield Case(
         "chunk longer than its size",
         Kind.CONNECT,
@@ -463,6 +515,12 @@ def chunks() -> Iterator[Case]:
         yield Case(f"transfer coding {name}", Kind.CONNECT, once, then(head(*lines), body, act=hang))
     yield Case("transfer coding identity, and silence", Kind.CONNECT, once,
                then(head("Transfer-Encoding: identity", SIZED), act=hang))  # fmt: skip
+    yield Case("a trailer that is cut", Kind.TRUNCATED, "the end is missing",
+               sends(head(CHUNKED), chunk(PICTURE), b"0\r\nX: y\r\n"))  # fmt: skip
+    yield Case("no chunk but a trailer that is cut", Kind.TRUNCATED, "the end is missing",
+               sends(head(CHUNKED), b"0\r\nX: y\r\n"))  # fmt: skip
+    yield Case("a trailer of 5,000 bytes", Kind.CONNECT, "more than libcurl takes",
+               sends(head(CHUNKED), chunk(PICTURE), b"0\r\nX: " + b"y" * 5000 + b"\r\n\r\n"))  # fmt: skip
     yield Case("a trailer that is none", Kind.CONNECT, none,
                sends(head(CHUNKED), chunk(PICTURE), b"0\r\nno colon\r\n\r\n"))  # fmt: skip
     yield Case(
@@ -576,6 +634,9 @@ def redirects() -> Iterator[Case]:
         yield Case(f"redirect {name}", None, "RFC 3986, 5", first_then(moved(to), asked))
     two = "RFC 9110, 10.2.2: there is one"
     yield Case("redirect to two places", Kind.CONNECT, two, moved("/x1", "Location: /x2"))
+    early = head("Location: /x1", status="103 Early Hints")
+    yield Case("redirect to another place than early hints", Kind.CONNECT, two,
+               sends(early, good("Location: /x2", status="302 Found", body=b"")))  # fmt: skip
     yield Case("redirect to one place twice", None, two, first_then(moved("/y", "Location: /y"), "/y"))
     for to in (
         "http://127.0.0.1../x",
@@ -830,6 +891,7 @@ def resets() -> Iterator[Case]:
         "behind the status line": (b"HTTP/1.1 200 OK\r\n",),
         "in the headers": (b"HTTP/1.1 200 OK\r\nContent-Length: 99",),
         "behind a header": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n",),
+        "in a header behind a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\nX: y",),
         "in a 404's headers": (b"HTTP/1.1 404 No\r\nX: y\r\n",),
     }.items():
         yield Case(f"reset {name}", Kind.CONNECT, gone, then(*pieces, act=reset))
