@@ -43,10 +43,11 @@ class Reply:
 @dataclass
 class NameServer:
     """`answer(name)` says what to reply, None for nothing at all. `asked` counts questions for addresses
-    by name, `over_tcp` those of them that came that way.
+    by name, `over_tcp` those of them that came that way. Port 0: one that is free.
     """
 
     answer: Callable[[str], Reply | None]
+    at: tuple[str, int] = ("127.0.0.1", 0)
     asked: Counter[str] = field(default_factory=Counter)
     over_tcp: Counter[str] = field(default_factory=Counter)
 
@@ -74,7 +75,7 @@ class NameServer:
     def _bind(self) -> socket.socket:
         """One port for both, which may take a few tries."""
         while True:
-            self._socket.bind(("127.0.0.1", 0))
+            self._socket.bind(self.at)
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
                 listener.bind(self._socket.getsockname())
@@ -89,7 +90,8 @@ class NameServer:
     @property
     def address(self) -> str:
         """`HOST:PORT`."""
-        return f"127.0.0.1:{self._socket.getsockname()[1]}"
+        host, port = self._socket.getsockname()
+        return f"{host}:{port}"
 
     def _serve(self) -> None:
         while True:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import select
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pycares
 import pytest
 import redis
 from dns_server import NXDOMAIN, REFUSED, SERVFAIL, NameServer, Reply
@@ -203,10 +209,75 @@ def test_what_is_too_long_for_udp_comes_over_tcp(looker: Callable[..., Looker]) 
         assert server.over_tcp["a.test"] == 1
 
 
-def test_a_lost_question_is_put_again(looker: Callable[..., Looker]) -> None:
-    with NameServer(lambda name: Reply(("192.0.2.1",)) if server.asked[name] > 1 else None) as server:
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_server_may_take_most_of_the_time_that_there_is(count: int, looker: Callable[..., Looker]) -> None:
+    """Also after it is known as a quick one."""
+
+    def answer(name: str) -> Reply:
+        return Reply(("192.0.2.1",), after_s=3.5 if name.startswith("slow") else 0.0)
+
+    with NameServer(answer) as server:
+        look = looker(server, timeout_s=5)
+        slow = look.look_up(*(f"slow{i}.test" for i in range(count)))
+        look.look_up(*(f"quick{i}.test" for i in range(10)))
+        slow |= look.look_up(*(f"slow{i}-again.test" for i in range(count)))
+    assert {answer.addresses for answer in slow.values()} == {("192.0.2.1",)}
+    assert len(slow) == 2 * count
+
+
+def test_names_that_are_found_late_leave_nothing_open(looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda name: Reply(("192.0.2.1",), after_s=0.7)) as server:
+        look = looker(server, timeout_s=1)
+        by = time.monotonic() + 20
+        for i in range(5):
+            look.look_up(f"slow{i}.test")
+        while len(look.resolver.fds) > 2:
+            assert time.monotonic() < by
+            look.look_up(f"b{time.monotonic():.0f}.test")
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_question_is_put_again(lost: int, looker: Callable[..., Looker]) -> None:
+    with NameServer(lambda name: Reply(("192.0.2.1",)) if server.asked[name] > lost else None) as server:
         answer = looker(server, timeout_s=10).look_up("a.test")["a.test"]
         assert answer.addresses == ("192.0.2.1",)
+
+
+def test_who_is_answered_at_once_gets_the_answer_for_its_own_name(
+    looker: Callable[..., Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """c-ares may have read another's in the same moment."""
+
+    class Busy(pycares.Channel):
+        def getaddrinfo(self, host: str, *args: Any, **options: Any) -> None:
+            super().getaddrinfo(host, *args, **options)
+            while host == "localhost" and look.resolver.pending:
+                for fd, _ in look.epoll.poll(0.05):
+                    self.process_fd(fd, pycares.ARES_SOCKET_BAD)
+
+    monkeypatch.setattr(pycares, "Channel", Busy)
+    with NameServer(good("192.0.2.1")) as server:
+        look = looker(server, timeout_s=20)
+        assert look.resolver.resolve("a.test") is None
+        answer = look.resolver.resolve("localhost")
+        assert answer is not None and set(answer.addresses) <= {"127.0.0.1", "[::1]"}
+        assert [name for name, _ in look.resolver.take_found()] == ["a.test"]
+
+
+def test_a_resolv_conf_that_names_nobody_for_a_moment_changes_nothing(tmp_path: Path) -> None:
+    """Nor one that is missing; it takes a host of its own to try that."""
+    host = ["unshare", "--map-root-user", "--mount", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*host, "true"], check=False).returncode:
+        pytest.skip("takes namespaces of users, mounts and networks")
+    tried = subprocess.run(
+        [*host, sys.executable, str(Path(__file__).parents[1] / "resolv_conf.py"), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert tried.returncode == 0, tried.stderr
 
 
 def test_a_name_is_asked_for_as_it_stands(
