@@ -8,7 +8,6 @@ politeness: a task waits here until it is its host's turn, and in Redis while it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +24,7 @@ from dlconsole.workers.fetch.engine import (
     Buffers,
     Engine,
     Fetched,
+    Hosts,
     NotKept,
     Result,
     Spill,
@@ -71,19 +71,17 @@ class _Picture(msgspec.Struct, frozen=True, eq=False, gc=False):
     height: int
 
 
-def _engine(
-    settings: Settings, is_parked: Callable[[str], bool], store: Store, on_fault: OnFault = unnoticed
-) -> Engine[_Item]:
+def _engine(settings: Settings, hosts: Hosts, store: Store, on_fault: OnFault = unnoticed) -> Engine[_Item]:
     """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
     worker = settings.worker
     buffers = Buffers(worker.body_bytes, store.begin)
     if worker.engine == "requests":
         from dlconsole.workers.fetch.requests_engine import RequestsEngine  # noqa: PLC0415
 
-        return RequestsEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers, on_fault)
+        return RequestsEngine(settings.fetch, settings.dns, worker.concurrency, hosts, buffers, on_fault)
     from dlconsole.workers.fetch.curl import CurlEngine  # noqa: PLC0415
 
-    return CurlEngine(settings.fetch, settings.dns, worker.concurrency, is_parked, buffers, on_fault)
+    return CurlEngine(settings.fetch, settings.dns, worker.concurrency, hosts, buffers, on_fault)
 
 
 class Downloader:
@@ -99,7 +97,8 @@ class Downloader:
         self._parks = Parks(settings.fetch, settings.retry)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
         self._faults = FaultLog(log)
-        self._engine = _engine(settings, self._parks.is_parked, self._store, self._faults)
+        self.is_parked = self._parks.is_parked
+        self._engine = _engine(settings, self, self._store, self._faults)
         self._turns = self._engine.turns
         self._sites = self._engine.timings.sites
         self._tally = Tally(hosts.host_name(settings), settings.worker, self._engine.timings)
@@ -270,8 +269,6 @@ class Downloader:
         if self._heed(result.host, fetched, asked=result.asked):
             self._put_off(item, result.host)
             return
-        if result.host != item.target.host:  # which has answered with a redirect
-            self._has_answered(item.target.host)
         checked: _Picture | Failure
         if isinstance(fetched, Failure):
             checked = fetched
@@ -313,12 +310,14 @@ class Downloader:
         the task is to wait for the host: it was refused on its way while the host was parked already, which
         is no attempt, unless the host has been given up.
         """
-        if answer.status is None or not asked:  # an answer from before: that of robots.txt
+        if not asked:  # a name that was not found, say, or an answer from before: that of robots.txt
+            return False
+        if answer.status is None:
             if not self._parks.is_parked(host):
                 self._turns.failed(host)
             return False
         if isinstance(answer, Fetched) or answer.status not in REFUSALS:
-            self._has_answered(host)
+            self.has_answered(host)
             return False
         was_parked = self._parks.is_parked(host)
         for_s = self._parks.refused(host, answer.retry_after_s)
@@ -330,7 +329,8 @@ class Downloader:
                 self._turns.refused(host)
         return was_parked and not self._parks.is_given_up(host)
 
-    def _has_answered(self, host: str) -> None:
+    def has_answered(self, host: str) -> None:
+        """A host gave an answer that is no refusal."""
         if self._parks.answered(host):
             self._courier.answered(host)
         if not self._parks.is_parked(host):

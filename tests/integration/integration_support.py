@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,20 @@ def task(url: str, path: str | None = None, **more: object) -> bytes:
 def errors_of(client: redis.Redis) -> list[dict[str, Any]]:
     """The error list, oldest first."""
     return [json.loads(item) for item in reversed(client.lrange(KEYS.error, 0, -1))]
+
+
+class Hosts:
+    """Those of `parked` are not to be asked; keeps who `answered` with a redirect."""
+
+    def __init__(self, parked: Collection[str] = ()) -> None:
+        self.parked = parked
+        self.answered: list[str] = []
+
+    def is_parked(self, host: str) -> bool:
+        return host in self.parked
+
+    def has_answered(self, host: str) -> None:
+        self.answered.append(host)
 
 
 def fence(client: redis.Redis) -> None:

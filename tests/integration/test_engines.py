@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from dns_server import NXDOMAIN, NameServer, Reply
+from integration_support import Hosts
 
 from dlconsole.demo.behaviour import Behaviour, Shares, behaviour_of
 from dlconsole.demo.pictures import make_pictures
@@ -49,7 +50,7 @@ def make(engine_name: str) -> Iterator[Maker]:
 
     def start(concurrency: int = 16, parked: Collection[str] = (), **fetch: object) -> Engine[int]:
         settings = FetchSettings.model_validate(BASE | fetch)
-        opened.append(ENGINES[engine_name](settings, DnsSettings(), concurrency, parked.__contains__))
+        opened.append(ENGINES[engine_name](settings, DnsSettings(), concurrency, Hosts(parked)))
         return opened[-1]
 
     yield start
@@ -661,8 +662,9 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
     def fails(*_: object) -> Any:
         raise ZeroDivisionError("no such thing")
 
-    def fails_for_names(host: str) -> bool:
-        return fails() if host == "localhost" else False
+    class FaultyHosts(Hosts):
+        def is_parked(self, host: str) -> bool:
+            return fails() if host == "localhost" else False
 
     settings = FetchSettings.model_validate(BASE | {"max_bytes": "8MiB"})
     large = serve(body=PICTURE + bytes(400_000)).url
@@ -672,7 +674,7 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
         settings,
         DnsSettings(),
         2,
-        fails_for_names,
+        FaultyHosts(),
         Buffers(65536, fails),
         on_fault=lambda *fault: told.append(fault),
     )
@@ -686,6 +688,18 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
     assert all("ZeroDivisionError('no such thing')" in failure.message for failure in failures)
     assert [type(error) for error, _ in told] == [ZeroDivisionError] * 6
     assert {url for _, url in told} == {large, "http://localhost/y"}
+
+
+def test_what_was_not_answered_is_in_no_statistics(make: Maker, serve: Callable[..., Counting]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for url in (f"http://127.0.0.1:{closed.getsockname()[1]}/x", "http://10.0.0.1/x"):
+            engine = make()
+            assert kind_of(fetch(engine, url)[0]) in {FailureKind.CONNECT, FailureKind.BLOCKED_ADDRESS}
+            assert (engine.timings.opened, engine.timings.reused, engine.timings.counts) == (0, 0, {})
+    engine = make()
+    fetch(engine, serve().url)
+    assert (engine.timings.opened, engine.timings.reused) == (1, 0)
 
 
 def test_a_proxy_is_sent_the_address_that_was_checked(make: Maker, serve: Callable[..., Counting]) -> None:

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 import redis
 from host_web import PICTURE, Host, HostWeb, Reply
-from integration_support import KEYS, Running, changed, errors_of, fence, stored_files, task, until
+from integration_support import KEYS, Hosts, Running, changed, errors_of, fence, stored_files, task, until
 
 from dlconsole.model import Failure, FailureKind
 from dlconsole.services.scripts import script
 from dlconsole.settings import DnsSettings, FetchSettings, Settings
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
-from dlconsole.workers.fetch.hops import MAX_ROBOTS_TXT
 from dlconsole.workers.fetch.requests_engine import RequestsEngine
 from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, target_of
 
@@ -366,6 +365,121 @@ def test_a_pace_holds_behind_a_slow_robots_txt(heeding: Settings, redis_client: 
     assert stored(redis_client) == 6
 
 
+def test_many_that_hang_hold_up_only_their_own_sites(
+    heeding: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    heeding = changed(heeding, "worker", concurrency=128)
+    heeding = changed(heeding, "fetch", min_bytes_per_s=0)
+    with HostWeb(*(held(gate) for _ in range(100)), *(site(b"") for _ in range(10))) as web:
+        good = [f"{host.origin}/{i}" for i in range(3) for host in web.hosts[100:]]
+        feed(redis_client, *(f"{host.origin}/x" for host in web.hosts[:100]), *good)
+        worker = Running(heeding, until_empty=True)
+        until(lambda: stored(redis_client) == 30, within_s=60)
+        assert sum(len(host.paths) for host in web.hosts[:100]) >= 100
+        gate.set()
+        worker.thread.join(60)
+        assert worker.outcome is True
+    assert stored(redis_client) == 130
+
+
+def test_the_host_that_files_redirect_to_gets_its_limit(heeding: Settings, redis_client: redis.Redis) -> None:
+    def late(_path: str) -> Reply:
+        time.sleep(0.05)
+        return Reply(body=b"")
+
+    target = Host(late)
+    moved = [site(lambda: status(302, ("Location", f"{target.origin}/r"))) for _ in range(20)]
+    with HostWeb(target, *moved) as web:
+        feed(redis_client, *(f"{host.origin}/{i}" for i in range(2) for host in web.hosts[1:]))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(60)
+        assert worker.outcome is True
+        assert (len(target.times), target.most) == (20, 3)
+    assert stored(redis_client) == 40
+
+
+def test_sites_whose_files_lie_with_each_other_wait_for_no_turn(
+    heeding: Settings, redis_client: redis.Redis
+) -> None:
+    heeding = changed(heeding, "fetch", per_host=1)
+    origins: list[str] = []
+
+    def other(mine: int) -> Reply:
+        return status(302, ("Location", f"{origins[1 - mine]}/r"))
+
+    def answer(mine: int) -> Callable[[str], Reply]:
+        return lambda path: other(mine) if path == ROBOTS else Reply(body=b"" if path == "/r" else PICTURE)
+
+    with HostWeb(Host(answer(0)), Host(answer(1))) as web:
+        origins += [host.origin for host in web.hosts]
+        feed(redis_client, *(f"{origin}/{i}" for i in range(5) for origin in origins))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(60)
+        assert worker.outcome is True
+    assert stored(redis_client) == 10
+
+
+def test_a_refusal_without_a_time_parks_as_that_of_an_image_does(
+    heeding: Settings, redis_client: redis.Redis
+) -> None:
+    heeding = changed(changed(heeding, "fetch", park_s=0.2), "retry", max_attempts=5, base_s=0.01)
+    refused = itertools.count()
+
+    def robots() -> Reply:
+        return status(429) if next(refused) < 2 else Reply(body=b"")
+
+    with HostWeb(site(robots)) as web:
+        feed(redis_client, *(f"{web.hosts[0].origin}/{i}" for i in range(5)))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(40)
+        assert worker.outcome is True
+    assert stored(redis_client) == 5
+
+
+def test_one_goes_ahead_behind_a_pause_also_where_others_ask_for_nothing(
+    heeding: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    first = itertools.count()
+
+    def answer(path: str) -> Reply:
+        if path == ROBOTS:
+            return Reply(body=b"User-agent: *\nDisallow: /no\n")
+        if next(first) == 0:
+            return status(429, ("Retry-After", "1"))
+        gate.wait(60)
+        return Reply()
+
+    with HostWeb(Host(answer)) as web:
+        (host,) = web.hosts
+        feed(redis_client, f"{host.origin}/x")
+        worker = Running(heeding)
+        until(lambda: redis_client.exists(KEYS.parked))
+        until(lambda: not worker.downloader.is_parked("127.0.1.1"))
+        feed(
+            redis_client,
+            *(f"{host.origin}/no/{i}" for i in range(9)),
+            *(f"{host.origin}/{i}" for i in range(9)),
+        )
+        until(lambda: len(errors_of(redis_client)) == 10)
+        until(lambda: worker.downloader._engine.waiting == 8)
+        assert host.running == 1
+        gate.set()
+        until(lambda: stored(redis_client) == 9)
+        assert worker.stop() is True
+
+
+def test_a_large_file_is_read_although_memory_is_small(heeding: Settings, redis_client: redis.Redis) -> None:
+    """It goes on in a file, as any body does."""
+    heeding = changed(heeding, "worker", buffer_bytes="1MiB")
+    assert heeding.worker.body_bytes < 100_000
+    text = b"#\n" * 200_000 + NOBODY
+    with HostWeb(site(text), site(b"#" * 300_000 + b"\n")) as web:
+        errors = work_off(heeding, redis_client, *(f"{host.origin}/0" for host in web.hosts))
+        assert list(errors) == [f"{web.hosts[0].origin}/0"]
+    assert stored(redis_client) == 1
+    assert [path for path in heeding.worker.store_dir.rglob("*") if path.is_file()] == stored_files(heeding)
+
+
 def test_what_is_remembered_of_a_robots_txt_is_no_answer_of_its_host(
     heeding: Settings, redis_client: redis.Redis
 ) -> None:
@@ -465,15 +579,15 @@ class ManySites:
 def test_two_thousand_sites_are_asked_side_by_side(
     heeding: Settings, redis_client: redis.Redis, engine_name: str
 ) -> None:
-    """Up to the bound, above which they could take up much memory."""
+    """As many as there are slots."""
     fetches = 200 if engine_name == "curl" else 100
     heeding = changed(heeding, "worker", concurrency=fetches, batch=500)
-    sites = ManySites(MAX_ROBOTS_TXT)
+    sites = ManySites(fetches)
     try:
         hosts = [f"127.2.{i // 250}.{i % 250}" for i in range(2000)]
         work_off(heeding, redis_client, *(f"http://{host}:{sites.port}/x.jpg" for host in hosts))
         assert sites.robots == Counter(hosts)
-        assert sites.most == MAX_ROBOTS_TXT
+        assert sites.most == fetches
     finally:
         sites.stop()
     assert stored(redis_client) == 1000
@@ -490,7 +604,7 @@ def make(engine_name: str) -> Iterator[Callable[..., Engine[int]]]:
     def start(parked: Collection[str] = (), resolver: str = "127.0.0.1:1") -> Engine[int]:
         settings = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=60, robots=True)
         dns = DnsSettings.model_validate({"resolvers": resolver, "timeout_s": 60})
-        opened.append(ENGINES[engine_name](settings, dns, 4, parked.__contains__))
+        opened.append(ENGINES[engine_name](settings, dns, 4, Hosts(parked)))
         return opened[-1]
 
     yield start

@@ -141,16 +141,22 @@ def test_a_rate_is_that_of_requests_however_long_a_turn_waits_for_its_own() -> N
     assert start(turns, "a", "a4") and not turns.take("a", "a5")
 
 
-def test_what_goes_on_from_another_host_goes_ahead_of_what_waits() -> None:
-    clock = Clock()
-    turns: HostTurns[str] = HostTurns(2, 2.0, clock)
-    assert start(turns, "a", "a0") and not turns.take("a", "a1") and not turns.take("a", "a2", ahead=True)
-    clock.now += 0.5
-    assert started(turns) == ["a2"]
-    clock.now += 0.5
-    assert started(turns) == []  # two at once
-    turns.done("a")
-    assert turns.take("a", "a3", ahead=True) and turns.waiting == 1
+def test_those_that_began_at_a_host_and_those_led_there_take_turns_each_in_its_order() -> None:
+    turns: HostTurns[str] = HostTurns(1)
+    turns.take("a", "a0")
+    assert not any(turns.take("a", f"a-own{i}") for i in range(4))
+    assert not any(turns.take("a", f"a-led{i}", led_here=True) for i in range(2))
+    assert turns.waiting == 6
+    order = []
+    for _ in range(6):
+        turns.done("a")
+        assert not turns.take("a", "a-late", led_here=True)  # however many come
+        order += started(turns)
+    assert order[:4] == ["a-led0", "a-own0", "a-led1", "a-own1"]
+    assert order[5] == "a-own2"
+    assert turns.drop_where(lambda task: "own" in task) == ["a-own3"]
+    assert set(turns.peek()) == {"a-late"} == set(turns.drop("a"))
+    assert turns.waiting == 0
 
 
 def test_a_rate_and_a_limit_hold_together() -> None:
@@ -190,8 +196,7 @@ def test_idle_hosts_take_no_memory() -> None:
         start(turns, f"h{i}", "x")
         turns.done(f"h{i}")
         clock.now += 0.01
-        turns.next()
-    assert len(turns._paced) <= 21  # the starts of the last 200 ms
+    assert len(turns._paced) <= 21 and len(turns._due) <= 21  # the starts of the last 200 ms
     clock.now += 1
     turns.next()
     assert not (turns._paced or turns._due or turns._running or turns._queues or turns._line)

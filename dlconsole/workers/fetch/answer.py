@@ -87,7 +87,7 @@ class Receiver:
         """What of it is not in the file."""
         self._text_bytes = text_bytes
         self._spill: Spill | None = None
-        self._room = text_bytes or self._image_room
+        self._room = min(self._buffers.body_bytes, text_bytes) if text_bytes else self._image_room
         """How large `body` may become before something is to be done about it."""
         self._not_kept: NotKept | None = None
         del self.headers[:]
@@ -206,10 +206,9 @@ class Receiver:
 
     def _make_room(self) -> int | None:
         """For a body that has outgrown its share of memory, the cap, or what is wanted of a text."""
-        if self._text_bytes:
-            return self._cut_text()
-        if self._kept_bytes > self._max_bytes:
-            return self._too_large(f"more than {self._max_bytes} bytes")
+        most_bytes = self._text_bytes or self._max_bytes
+        if self._kept_bytes > most_bytes:
+            return self._cut_text() if self._text_bytes else self._too_large(f"more than {most_bytes} bytes")
         try:
             if self._spill is None:
                 self._spill = self._buffers.new_spill()
@@ -218,7 +217,7 @@ class Receiver:
             self._not_kept = NotKept(error, self._kept_bytes)
             return self._refuse_rest()
         self.body = bytearray()
-        self._room = min(self._buffers.body_bytes, self._max_bytes - len(self._spill))
+        self._room = min(self._buffers.body_bytes, most_bytes - len(self._spill))
         return None
 
     def decided(self, url: str) -> Failure | NotKept | str | None:
@@ -317,7 +316,7 @@ class Receiver:
         return self._text_bytes > 0 and self._refused and self.status == 200
 
     def _cut_text(self) -> int:
-        del self.body[self._text_bytes :]
+        del self.body[self._text_bytes - (0 if self._spill is None else len(self._spill)) :]
         self._refused = True
         self._discarded = _DISCARD_BYTES
         return 0

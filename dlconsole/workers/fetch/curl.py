@@ -25,9 +25,9 @@ from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
+from dlconsole.workers.fetch.engine import ANY_HOSTS, IN_MEMORY, Buffers, Fetched, Hosts, NotKept, Result
 from dlconsole.workers.fetch.fetch import Fetch
-from dlconsole.workers.fetch.hops import Hops, nobody_is_parked
+from dlconsole.workers.fetch.hops import Hops
 from dlconsole.workers.fetch.urls import Target
 
 T = TypeVar("T")
@@ -163,13 +163,13 @@ class CurlEngine(Hops[T]):
         settings: FetchSettings,
         dns: DnsSettings,
         concurrency: int,
-        is_parked: Callable[[str], bool] = nobody_is_parked,
+        hosts: Hosts = ANY_HOSTS,
         buffers: Buffers = IN_MEMORY,
         on_fault: OnFault = unnoticed,
     ) -> None:
         """Raises ConfigError, see `Hops`."""
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, concurrency, is_parked, on_fault)
+        super().__init__(settings, dns, self._epoll, concurrency, hosts, on_fault)
         self._multi = pycurl.CurlMulti()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -196,8 +196,7 @@ class CurlEngine(Hops[T]):
     @property
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
-        under_way = len(self._all) - len(self._idle)
-        return under_way + len(self._ready) + self._looking_up - self._orphans
+        return len(self._all) - len(self._idle) + self._without_slot
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""
@@ -361,7 +360,7 @@ class CurlEngine(Hops[T]):
     def _sample(self, site: str, handle: Any) -> None:
         connect_s, tls_s = handle.getinfo(pycurl.CONNECT_TIME), handle.getinfo(pycurl.APPCONNECT_TIME)
         first_byte_s = handle.getinfo(pycurl.STARTTRANSFER_TIME)
-        if first_byte_s <= 0:  # none came
+        if not handle.getinfo(pycurl.RESPONSE_CODE):  # nothing came; times are not 0 for that
             return
         self.timings.add_fetch(
             site,

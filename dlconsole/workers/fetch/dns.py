@@ -215,6 +215,8 @@ class Resolver:
     @property
     def due_in_s(self) -> float | None:
         """In how many seconds `tick` is to be called at the latest; None while nothing is looked up."""
+        if self._found:
+            return 0.0
         if not self._asked:
             return None
         now = time.monotonic()

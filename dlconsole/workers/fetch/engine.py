@@ -79,6 +79,30 @@ class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
     asked: bool
 
 
+class Hosts(Protocol):
+    """What the caller knows of hosts, and is to know."""
+
+    def is_parked(self, host: str) -> bool:
+        """Whether it is not to be asked now."""
+
+    def has_answered(self, host: str) -> None:
+        """It answered with a redirect, which is in no result."""
+
+
+class _AnyHosts:
+    """For an engine that is used without a fleet."""
+
+    def is_parked(self, _host: str) -> bool:
+        """None is."""
+        return False
+
+    def has_answered(self, _host: str) -> None:
+        """Nobody wants to know."""
+
+
+ANY_HOSTS: Final = _AnyHosts()
+
+
 class Engine(Protocol[T]):
     """Runs up to `concurrency` fetches at once, in the caller's thread; of one host as many as the settings
     allow, redirects included. Asks no host that is parked: that fetch ends as TurnedAway.

@@ -12,37 +12,28 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from dlconsole.errors import ConfigError
+from dlconsole.errors import ConfigError, StoreError
 from dlconsole.model import Failure, FailureKind, LookupResult
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, failure_of
 from dlconsole.workers.fetch.address import AddressGuard
 from dlconsole.workers.fetch.dns import Answer, Resolver
-from dlconsole.workers.fetch.engine import Fetched, NotKept, Result, TurnedAway
+from dlconsole.workers.fetch.engine import Fetched, Hosts, NotKept, Result, TurnedAway
 from dlconsole.workers.fetch.fetch import Fetch, RobotsFetch, without_unbegun
 from dlconsole.workers.fetch.lookahead import Lookahead
 from dlconsole.workers.fetch.parks import REFUSALS
 from dlconsole.workers.fetch.proxy_secrets import ProxySecrets
 from dlconsole.workers.fetch.timings import Timings
 from dlconsole.workers.fetch.turns import HostTurns
-from dlconsole.workers.fetch.urls import Origin, Target, origin_of, target_of
+from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, Origin, Target, origin_of, target_of
 
 if TYPE_CHECKING:
     from dlconsole.workers.fetch.robots import Known, Robots
 
 T = TypeVar("T")
-
-MAX_ROBOTS_TXT: Final = 64
-"""Texts that are read at once: unlike a body, each may be in memory as a whole."""
-
-
-def nobody_is_parked(_host: str) -> bool:
-    """For an engine that is used without a fleet."""
-    return False
 
 
 class Hops(ABC, Generic[T]):
@@ -56,10 +47,10 @@ class Hops(ABC, Generic[T]):
         dns: DnsSettings,
         epoll: select.epoll,
         concurrency: int,
-        is_parked: Callable[[str], bool],
+        hosts: Hosts,
         on_fault: OnFault,
     ) -> None:
-        """`is_parked` says which hosts are not to be asked now; `on_fault` is told of faults of ours,
+        """`on_fault` is told of faults of ours,
         which end one fetch each. Raises ConfigError where the file of certificate authorities cannot be read
         (with it every https task would fail), or a resolver cannot be used.
         """
@@ -70,9 +61,13 @@ class Hops(ABC, Generic[T]):
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self.timings = Timings()
         self.turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
+        self._text_turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
+        """Of robots.txt that redirects lead to: what has a host's turn may wait for one, but never the other
+        way round.
+        """
         self.backlog = 0
         self._settings = settings
-        self._is_parked = is_parked
+        self._hosts = hosts
         self._on_fault = on_fault
         self._guard = AddressGuard(settings.allow_networks, settings.allow_ports)
         timeout_s = min(dns.timeout_s, settings.deadline_s)  # a lookup is not left before it ends
@@ -85,9 +80,6 @@ class Hops(ABC, Generic[T]):
         self._ahead = Lookahead(concurrency)
         self._robots: Robots | None = None
         self._robots_fetches: dict[Origin, RobotsFetch[T]] = {}
-        self._robots_ready: deque[Fetch[T]] = deque()
-        """Those that are ready, while so many others are being read."""
-        self._robots_begun = 0
         self._orphans = 0
         """Texts that have a slot and that nobody waits for any more."""
         if settings.robots:
@@ -111,6 +103,11 @@ class Hops(ABC, Generic[T]):
         return self.turns.waiting
 
     @property
+    def _without_slot(self) -> int:
+        """How many fetches are under way and have no slot, less those that have one for nobody."""
+        return len(self._ready) + self._looking_up + self._text_turns.waiting - self._orphans
+
+    @property
     @abstractmethod
     def free(self) -> int:
         """How many more fetches can be started now: `_room` for the slots that are idle."""
@@ -130,7 +127,7 @@ class Hops(ABC, Generic[T]):
 
     def turn_away(self, host: str) -> None:
         """The host is parked now: those that wait for their turn end as TurnedAway."""
-        for fetch in self.turns.drop(host):
+        for fetch in [*self.turns.drop(host), *self._text_turns.drop(host)]:
             self._end(fetch, TurnedAway())
 
     def waiting_unbegun(self) -> list[T]:
@@ -153,7 +150,6 @@ class Hops(ABC, Generic[T]):
         self._looking_up -= len(waited)
         ready: list[Fetch[T]] = []
         self._ready = deque(without_unbegun(self._ready, ready))
-        self._robots_ready = deque(without_unbegun(self._robots_ready, ready))
         for fetch in [*waited, *ready]:
             self._ahead.remove(fetch)
             self._leave(fetch)
@@ -164,13 +160,13 @@ class Hops(ABC, Generic[T]):
         return [fetch.token for fetch in dropped]
 
     def _queue_up(self, fetch: Fetch[T]) -> None:
-        """Let a hop wait for its turn; one that began with another host was here before others."""
-        if self.turns.take(fetch.target.host, fetch, ahead=fetch.hops > 0):
+        """Let a hop wait for its turn."""
+        if self._turns_of(fetch).take(fetch.target.host, fetch, led_here=fetch.hops > 0):
             self._have_turn(fetch)
 
     def _have_turn(self, fetch: Fetch[T]) -> None:
         fetch.has_turn = True
-        if self._robots is None:
+        if self._robots is None or fetch.text_bytes:
             self._look_up(fetch)
         else:
             self._ask_robots(self._robots, fetch)
@@ -179,19 +175,20 @@ class Hops(ABC, Generic[T]):
         """A hop has ended: its turn is another's."""
         if fetch.has_turn:
             fetch.has_turn = False
-            self.turns.done(fetch.target.host, has_begun=fetch.asked)
+            self._turns_of(fetch).done(fetch.target.host, has_begun=fetch.asked)
+
+    def _turns_of(self, fetch: Fetch[T]) -> HostTurns[Fetch[T]]:
+        return self._text_turns if fetch.text_bytes else self.turns
 
     def _launch(self) -> None:
         """Go on with those whose turn has come, and give those that are ready a slot each, as far as there
         are any.
         """
-        turns = self.turns
-        while turns.waiting and self.free and (fetch := turns.next()) is not None:
-            self._have_turn(fetch)
-        while (self._ready or self._robots_ready) and self._has_slot():
-            fetch = self._next_ready()
-            if fetch is None:
-                return
+        for turns in (self.turns, self._text_turns):
+            while turns.waiting and self.free and (fetch := turns.next()) is not None:
+                self._have_turn(fetch)
+        while self._ready and self._has_slot():
+            fetch = self._ready.popleft()
             ended = self._ask(fetch)
             if ended is not None:
                 self._end(fetch, ended)
@@ -199,37 +196,24 @@ class Hops(ABC, Generic[T]):
     def _ask(self, fetch: Fetch[T]) -> Failure | TurnedAway | None:
         """Begin a hop in one of the slots that are idle, or say what the fetch ends with instead."""
         try:
-            if self._is_parked(fetch.target.host):  # meanwhile
+            if self._hosts.is_parked(fetch.target.host):  # meanwhile
                 return TurnedAway()
             fetch.deadline = time.monotonic() + fetch.left_s
             fetch.asked = True
             if fetch.has_turn:
-                self.turns.began(fetch.target.host)
-            failure = self._begin(fetch)
+                self._turns_of(fetch).began(fetch.target.host)
+            return self._begin(fetch)
         except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
             return self._fault(fetch, error)
-        if failure is None and fetch.text_bytes:
-            self._robots_begun += 1
-        return failure
-
-    def _next_ready(self) -> Fetch[T] | None:
-        has_room = self._robots_begun < MAX_ROBOTS_TXT
-        if has_room and self._robots_ready:
-            return self._robots_ready.popleft()
-        while self._ready:
-            fetch = self._ready.popleft()
-            if has_room or not fetch.text_bytes:
-                return fetch
-            self._robots_ready.append(fetch)
-        return None
 
     def _due_in_s(self, timeout_s: float, dns_due_at: float | None) -> float:
         """When there is something to do at the latest, but for what the engine itself waits for."""
         if self._ended:
             return 0.0
-        turn_in_s = self.turns.due_in_s()
-        if turn_in_s is not None and turn_in_s < timeout_s and self.free:
-            timeout_s = turn_in_s
+        for turns in (self.turns, self._text_turns):
+            turn_in_s = turns.due_in_s()
+            if turn_in_s is not None and turn_in_s < timeout_s and self.free:
+                timeout_s = turn_in_s
         if dns_due_at is not None:
             timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
         return timeout_s
@@ -289,10 +273,9 @@ class Hops(ABC, Generic[T]):
 
     def _go_on(self, fetch: Fetch[T], outcome: Fetched | Failure | NotKept | str) -> None:
         """A hop has ended; text is a redirect's target."""
-        if fetch.text_bytes:
-            self._robots_begun -= 1
         try:
             if isinstance(outcome, str):
+                self._hosts.has_answered(fetch.target.host)
                 self._hop(fetch, outcome)
             else:
                 self._end(fetch, outcome)
@@ -320,12 +303,8 @@ class Hops(ABC, Generic[T]):
         else:
             self._leave(fetch)
             fetch.target, fetch.addresses, fetch.asked = target, (), False
-            if self._is_parked(target.host):
+            if self._hosts.is_parked(target.host):
                 self._end(fetch, TurnedAway())
-            elif isinstance(fetch, RobotsFetch):
-                self._look_up(
-                    fetch
-                )  # in no turn: two sites whose texts lie with each other would wait for ever
             else:
                 self._queue_up(fetch)
 
@@ -358,31 +337,36 @@ class Hops(ABC, Generic[T]):
             self._end(fetch, failure)
 
     def _end_robots(
-        self, robots: Robots, robots_fetch: RobotsFetch[T], outcome: Fetched | Failure | TurnedAway
+        self, robots: Robots, robots_fetch: RobotsFetch[T], outcome: Fetched | Failure | TurnedAway | NotKept
     ) -> None:
         """Go on with those that waited for a robots.txt. Where its host asks to be left alone, one of them
         ends with that answer, and the others in front of the host.
         """
         origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
+        self._leave(robots_fetch)
         del self._robots_fetches[origin]
         self._looking_up -= len(waiting)
         if not waiting:
             self._orphans -= 1
-        if isinstance(outcome, TurnedAway):
+        if isinstance(outcome, (TurnedAway, NotKept)):
             for fetch in waiting:
                 self._end_at(host, fetch, outcome)
         elif isinstance(outcome, Failure) and outcome.status in REFUSALS:
-            answer: Failure | TurnedAway = robots.failure(origin, outcome)
+            answer: Failure | TurnedAway = robots.failure(origin, outcome, outcome.retry_after_s)
             for fetch in waiting:
                 self._end_at(host, fetch, answer, asked=True)
                 answer = TurnedAway()
         else:
             try:
                 known = robots.learn(origin, outcome)
+            except StoreError as error:  # of the file that a large text went to
+                for fetch in waiting:
+                    self._end_at(host, fetch, NotKept(error, ROBOTS_TXT_BYTES))
+                return
             except Exception as error:  # noqa: BLE001  (as above)
                 known = robots.learn(origin, self._fault(robots_fetch, error))
             for fetch in waiting:
-                if self._is_parked(fetch.target.host):
+                if self._hosts.is_parked(fetch.target.host):
                     self._end(fetch, TurnedAway())
                 else:
                     self._heed_robots(known, fetch)
@@ -391,7 +375,6 @@ class Hops(ABC, Generic[T]):
         if isinstance(outcome, Failure):
             outcome = self._secrets.taken_out(outcome)
         if self._robots is not None and isinstance(fetch, RobotsFetch):
-            assert not isinstance(outcome, NotKept)  # a text goes on in no file
             self._end_robots(self._robots, fetch, outcome)
         else:
             self._end_at(fetch.target.host, fetch, outcome, asked=fetch.asked)
@@ -414,18 +397,17 @@ class Hops(ABC, Generic[T]):
     def _drop_waiting(self) -> list[T]:
         """Forget every fetch that has no slot, also those that have ended; their tokens."""
         without_slot = [fetch for waiting in self._looked_up.values() for fetch in waiting]
-        without_slot += [*self._ready, *self._robots_ready, *self.turns.peek()]
+        without_slot += [*self._ready, *self.turns.peek(), *self._text_turns.peek()]
         dropped = [token for fetch in without_slot for token in fetch.tokens]
         dropped += [ended.token for ended in self._take_ended()]
         self._looked_up.clear()
         self._robots_fetches.clear()
-        self._robots_ready.clear()
-        self._robots_begun = 0
         self._orphans = 0
         self._looking_up = 0
         self._ahead.clear()
         self._ready.clear()
         self.turns.clear()
+        self._text_turns.clear()
         return dropped
 
 

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from http.client import IncompleteRead
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
@@ -24,9 +23,9 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, failure_of, unnoticed
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept, Result
+from dlconsole.workers.fetch.engine import ANY_HOSTS, IN_MEMORY, Buffers, Fetched, Hosts, NotKept, Result
 from dlconsole.workers.fetch.fetch import Fetch
-from dlconsole.workers.fetch.hops import Hops, nobody_is_parked
+from dlconsole.workers.fetch.hops import Hops
 from dlconsole.workers.fetch.requests_session import Cut, Hop, Line, Session, tls_context
 
 T = TypeVar("T")
@@ -46,7 +45,7 @@ class RequestsEngine(Hops[T]):
         settings: FetchSettings,
         dns: DnsSettings,
         concurrency: int,
-        is_parked: Callable[[str], bool] = nobody_is_parked,
+        hosts: Hosts = ANY_HOSTS,
         buffers: Buffers = IN_MEMORY,
         on_fault: OnFault = unnoticed,
     ) -> None:
@@ -54,7 +53,7 @@ class RequestsEngine(Hops[T]):
         if settings.proxy.startswith("socks"):
             raise ConfigError("fetch.proxy: the engine 'requests' has no SOCKS; the engine 'curl' has")
         self._epoll = select.epoll()
-        super().__init__(settings, dns, self._epoll, concurrency, is_parked, on_fault)
+        super().__init__(settings, dns, self._epoll, concurrency, hosts, on_fault)
         self._context = tls_context(settings)
         self._concurrency = concurrency
         self._buffers = buffers
@@ -75,7 +74,7 @@ class RequestsEngine(Hops[T]):
     @property
     def running(self) -> int:
         """How many fetches are under way, those included whose host is being looked up."""
-        return len(self._running) + len(self._ready) + self._looking_up - self._orphans
+        return len(self._running) + self._without_slot
 
     def poll(self, timeout_s: float) -> list[Result[T]]:
         """Move on, waiting up to `timeout_s` for something to happen; what has finished."""

@@ -77,13 +77,15 @@ class Robots:
         """What came of fetching its robots.txt."""
         now = self._clock()
         if isinstance(outcome, Fetched):
-            assert isinstance(outcome.body, bytearray)  # a text goes on in no file
-            known = Known(origin, parse(outcome.body, self._token), now + KEEP_S)
+            body = outcome.body
+            text = body if isinstance(body, bytearray) else body.read()
+            known = Known(origin, parse(text, self._token), now + KEEP_S)
         elif _is_unavailable(outcome):
             known = Known(origin, _ALL_ALLOWED, now + KEEP_S)
         else:
             until = now + RETRY_S
-            known = Known(origin, _ALL_ALLOWED, until, self.failure(origin, outcome))
+            retry_after_s = RETRY_S if outcome.retry_after_s is None else outcome.retry_after_s
+            known = Known(origin, _ALL_ALLOWED, until, self.failure(origin, outcome, retry_after_s))
         self._forget(origin)
         self._known[origin] = known
         self._size_bytes += known.size_bytes
@@ -91,9 +93,8 @@ class Robots:
             self._forget(next(iter(self._known)))
         return known
 
-    def failure(self, origin: Origin, failure: Failure) -> Failure:
+    def failure(self, origin: Origin, failure: Failure, retry_after_s: float | None) -> Failure:
         """What the URLs of an origin end with whose robots.txt ended with `failure`."""
-        retry_after_s = RETRY_S if failure.retry_after_s is None else failure.retry_after_s
         message = f"robots.txt of {origin}: {failure.message}"
         return Failure(failure.kind, message, failure.status, retry_after_s)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -40,6 +40,32 @@ class _Slowed:
         return 1 if self.is_tried else int(self.limit)
 
 
+class _Queue(Generic[T]):
+    """What waits for one host: those that redirects led there and those that began with it, in turn. Each
+    sort in its order, so that neither waits for the end of the other.
+    """
+
+    __slots__ = ("began_here", "led_here", "led_is_next")
+
+    def __init__(self) -> None:
+        self.began_here: deque[T] = deque()
+        self.led_here: deque[T] = deque()
+        self.led_is_next = True
+
+    def __bool__(self) -> bool:
+        return bool(self.began_here or self.led_here)
+
+    def __iter__(self) -> Iterator[T]:
+        yield from list(self.led_here)
+        yield from list(self.began_here)
+
+    def pop(self) -> T:
+        """The next one. There is one."""
+        led = self.led_here if self.led_is_next or not self.began_here else self.began_here
+        self.led_is_next = not self.led_is_next
+        return (led or self.began_here).popleft()
+
+
 class HostTurns(Generic[T]):
     """For one thread. What `take` lets start, or `next` gives, has its host's turn until `done`. Between its
     turn and its request, which `began` tells of, names and more may have to be found out: the pace is that
@@ -57,7 +83,7 @@ class HostTurns(Generic[T]):
         self._clock = clock
         self._slowed: OrderedDict[str, _Slowed] = OrderedDict()
         self._running: dict[str, int] = {}
-        self._queues: dict[str, deque[T]] = {}
+        self._queues: dict[str, _Queue[T]] = {}
         self._line: deque[str] = deque()
         """Hosts that may start one of their queue. One may stand here twice, or in vain: `next` looks."""
         self._paced: set[str] = set()
@@ -65,23 +91,20 @@ class HostTurns(Generic[T]):
         self._due: deque[tuple[float, str]] = deque()
         """When those of the second kind may be asked again, the first one first."""
 
-    def take(self, host: str, task: T, *, ahead: bool = False) -> bool:
-        """Whether it is the turn of `task` now; else it waits, `ahead` of others or behind them, and `next`
-        will give it.
+    def take(self, host: str, task: T, *, led_here: bool = False) -> bool:
+        """Whether it is the turn of `task` now; else it waits, and `next` will give it. What redirects
+        `led_here` and what began here wait apart, and take turns.
         """
         running = self._running.get(host, 0)
         queue = self._queues.get(host)
-        if running < self._most(host) and (queue is None or ahead) and host not in self._paced:
+        if queue is None and running < self._most(host) and host not in self._paced:
             self._running[host] = running + 1
             if self._interval_s:
                 self._paced.add(host)
             return True
         if queue is None:
-            queue = self._queues[host] = deque()
-        if ahead:
-            queue.appendleft(task)
-        else:
-            queue.append(task)
+            queue = self._queues[host] = _Queue()
+        (queue.led_here if led_here else queue.began_here).append(task)
         self.waiting += 1
         return False
 
@@ -96,7 +119,7 @@ class HostTurns(Generic[T]):
             running = self._running.get(host, 0)
             if queue is None or running >= self._most(host) or host in self._paced:
                 continue
-            task = queue.popleft()
+            task = queue.pop()
             self.waiting -= 1
             self._running[host] = running + 1
             if self._interval_s:
@@ -111,6 +134,7 @@ class HostTurns(Generic[T]):
     def began(self, host: str) -> None:
         """The host is asked, by one whose turn it is."""
         if self._interval_s:
+            self._pass_time()  # also where nothing ever waits
             self._due.append((self._clock() + self._interval_s, host))
 
     def done(self, host: str, *, has_begun: bool = True) -> None:
@@ -163,20 +187,19 @@ class HostTurns(Generic[T]):
 
     def drop(self, host: str) -> list[T]:
         """Take out what waits for one host, in its order."""
-        dropped = self._queues.pop(host, ())
+        dropped = list(self._queues.pop(host, ()))
         self.waiting -= len(dropped)
-        return list(dropped)
+        return dropped
 
     def drop_where(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out what waits and is `unwanted`, in the order in which each host's came."""
         dropped: list[T] = []
         for host, queue in list(self._queues.items()):
-            kept: deque[T] = deque()
-            for task in queue:
-                (dropped if unwanted(task) else kept).append(task)
-            if kept:
-                self._queues[host] = kept
-            else:
+            for waiting in (queue.led_here, queue.began_here):
+                for _ in range(len(waiting)):
+                    task = waiting.popleft()
+                    (dropped if unwanted(task) else waiting).append(task)
+            if not queue:
                 del self._queues[host]
         self.waiting -= len(dropped)
         return dropped
