@@ -360,9 +360,9 @@ class FetchSettings(Section):
     contact: Annotated[str, AfterValidator(_check_contact)] = ""
     """Where a site's owner reaches you, a mail address or a page; stands behind `user_agent`."""
     per_host: Count = Field(default=8, ge=1, le=4096)
-    """Fetches of one host at the same time, redirects to it included, in each process."""
+    """Fetches of one host at once, redirects to it included, in each process; `robots.txt` counts apart."""
     per_host_per_s: float = Field(default=0.0, ge=0, le=10_000)
-    """Most requests a second to one host from each process, for robots.txt not counted; 0: no limit."""
+    """Most requests a second to one host from each process; `robots.txt` counts apart. 0: no limit."""
     park_s: Seconds = Field(default=10.0, ge=0, le=86_400)
     """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s`."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""

@@ -398,6 +398,35 @@ def test_the_host_that_files_redirect_to_gets_its_limit(heeding: Settings, redis
     assert stored(redis_client) == 40
 
 
+def test_more_files_may_lie_with_one_host_than_may_wait(heeding: Settings, redis_client: redis.Redis) -> None:
+    heeding = changed(heeding, "dns", lookups=20)
+    target = Host(lambda _path: Reply(body=b""))
+    moved = [site(lambda: status(302, ("Location", f"{target.origin}/r"))) for _ in range(100)]
+    with HostWeb(target, *moved) as web:
+        feed(redis_client, *(f"{host.origin}/0" for host in web.hosts[1:]))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(60)
+        assert worker.outcome is True
+    assert stored(redis_client) == 100
+
+
+def test_a_host_of_files_that_refuses_now_and_then_is_not_given_up(
+    heeding: Settings, redis_client: redis.Redis
+) -> None:
+    heeding = changed(changed(heeding, "fetch", park_s=0.1), "retry", max_attempts=5, base_s=0.01)
+    asked = itertools.count(1)
+    target = Host(lambda _path: status(429) if next(asked) % 10 == 0 else Reply(body=b""))
+    moved = [site(lambda: status(302, ("Location", f"{target.origin}/r"))) for _ in range(100)]
+    with HostWeb(target, *moved) as web:
+        feed(redis_client, *(f"{host.origin}/0" for host in web.hosts[1:]))
+        worker = Running(heeding, until_empty=True)
+        worker.thread.join(90)
+        assert worker.outcome is True
+    assert stored(redis_client) == 100
+    refusals = redis_client.zrange(KEYS.refused, 0, -1, withscores=True)
+    assert all(count <= 2 for _, count in refusals)  # those since its last good answer
+
+
 def test_sites_whose_files_lie_with_each_other_wait_for_no_turn(
     heeding: Settings, redis_client: redis.Redis
 ) -> None:

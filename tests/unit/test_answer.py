@@ -7,14 +7,15 @@ import random
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.client import HTTPException
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
+from dlconsole.errors import StoreError
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.answer import Receiver
-from dlconsole.workers.fetch.engine import IN_MEMORY, Fetched
+from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Fetched, NotKept
 from dlconsole.workers.fetch.http1 import StrictResponse
 from dlconsole.workers.fetch.robots_rules import parse
 from dlconsole.workers.fetch.urls import target_of
@@ -135,6 +136,18 @@ def test_a_length_counts_in_the_answers_head_only(length: str) -> None:
         bad.look_at_headers()
         decided = bad.decided(URL)
         assert isinstance(decided, Failure) and decided.kind is FailureKind.TOO_LARGE
+
+
+def test_a_store_that_fails_is_told_without_the_frames_that_hold_the_answer() -> None:
+    def fails() -> NoReturn:
+        raise StoreError("no room")
+
+    receiver = Receiver(FetchSettings(), Buffers(1024, fails))
+    receiver.headers += b"HTTP/1.1 200 OK\r\n\r\n"
+    assert receiver.write(b"\xff\xd8\xff" + bytes(2000)) == 0
+    outcome = receiver.outcome("http://a/")
+    assert isinstance(outcome, NotKept)
+    assert str(outcome.error) == "no room" and outcome.error.__traceback__ is None
 
 
 def test_an_image_whose_first_bytes_come_one_by_one_is_known_in_the_end() -> None:

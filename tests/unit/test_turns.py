@@ -308,6 +308,18 @@ def test_hosts_that_refused_are_remembered_up_to_a_bound(monkeypatch: pytest.Mon
     assert at_once(turns, "h99") == 1
 
 
+def test_turns_beside_others_keep_what_those_learnt_of_a_host() -> None:
+    turns: HostTurns[str] = HostTurns(4)
+    beside: HostTurns[str] = HostTurns(4, beside=turns)
+    turns.refused("a")
+    assert [beside.take("a", f"a{i}") for i in range(4)] == [True, False, False, False]
+    beside.done("a")
+    assert started(beside) == ["a1"]
+    turns.answered("a")
+    beside.done("a")
+    assert started(beside) == ["a2", "a3"]
+
+
 def test_cleared_it_begins_anew() -> None:
     turns: HostTurns[str] = HostTurns(1)
     turns.take("a", "a0")

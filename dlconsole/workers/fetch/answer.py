@@ -214,7 +214,8 @@ class Receiver:
                 self._spill = self._buffers.new_spill()
             self._spill.append(self.body)
         except StoreError as error:
-            self._not_kept = NotKept(error, self._kept_bytes)
+            # Its frames hold what holds it, and what the collector does not see would be there for ever.
+            self._not_kept = NotKept(error.with_traceback(None), self._kept_bytes)
             return self._refuse_rest()
         self.body = bytearray()
         self._room = min(self._buffers.body_bytes, most_bytes - len(self._spill))

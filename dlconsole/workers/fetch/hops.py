@@ -61,7 +61,9 @@ class Hops(ABC, Generic[T]):
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self.timings = Timings()
         self.turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
-        self._text_turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
+        self._text_turns: HostTurns[Fetch[T]] = HostTurns(
+            settings.per_host, settings.per_host_per_s, beside=self.turns
+        )
         """Of robots.txt that redirects lead to: what has a host's turn may wait for one, but never the other
         way round.
         """
@@ -184,9 +186,11 @@ class Hops(ABC, Generic[T]):
         """Go on with those whose turn has come, and give those that are ready a slot each, as far as there
         are any.
         """
-        for turns in (self.turns, self._text_turns):
-            while turns.waiting and self.free and (fetch := turns.next()) is not None:
-                self._have_turn(fetch)
+        while self.turns.waiting and self.free and (fetch := self.turns.next()) is not None:
+            self._have_turn(fetch)
+        # Whether there is room for more is no matter here: those that wait for a text take it up until then.
+        while self._text_turns.waiting and (fetch := self._text_turns.next()) is not None:
+            self._have_turn(fetch)
         while self._ready and self._has_slot():
             fetch = self._ready.popleft()
             ended = self._ask(fetch)
@@ -210,10 +214,11 @@ class Hops(ABC, Generic[T]):
         """When there is something to do at the latest, but for what the engine itself waits for."""
         if self._ended:
             return 0.0
-        for turns in (self.turns, self._text_turns):
-            turn_in_s = turns.due_in_s()
-            if turn_in_s is not None and turn_in_s < timeout_s and self.free:
-                timeout_s = turn_in_s
+        turn_in_s, text_in_s = self.turns.due_in_s(), self._text_turns.due_in_s()
+        if turn_in_s is not None and turn_in_s < timeout_s and self.free:
+            timeout_s = turn_in_s
+        if text_in_s is not None:
+            timeout_s = min(timeout_s, text_in_s)
         if dns_due_at is not None:
             timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
         return timeout_s
@@ -357,11 +362,13 @@ class Hops(ABC, Generic[T]):
                 self._end_at(host, fetch, answer, asked=True)
                 answer = TurnedAway()
         else:
+            if robots_fetch.asked and outcome.status is not None:
+                self._hosts.has_answered(host)
             try:
                 known = robots.learn(origin, outcome)
             except StoreError as error:  # of the file that a large text went to
                 for fetch in waiting:
-                    self._end_at(host, fetch, NotKept(error, ROBOTS_TXT_BYTES))
+                    self._end_at(host, fetch, NotKept(error.with_traceback(None), ROBOTS_TXT_BYTES))
                 return
             except Exception as error:  # noqa: BLE001  (as above)
                 known = robots.learn(origin, self._fault(robots_fetch, error))

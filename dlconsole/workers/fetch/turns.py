@@ -73,15 +73,24 @@ class HostTurns(Generic[T]):
     """
 
     def __init__(
-        self, per_host: int, per_host_per_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+        self,
+        per_host: int,
+        per_host_per_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        beside: HostTurns[T] | None = None,
     ) -> None:
-        """At most `per_host` at once and, where it is not 0, `per_host_per_s` starts a second."""
+        """At most `per_host` at once and, where it is not 0, `per_host_per_s` starts a second; at hosts that
+        refused those `beside` it as few as there.
+        """
         self.waiting = 0
         """How many fetches wait."""
         self._limit = per_host
         self._interval_s = 1 / per_host_per_s if per_host_per_s else 0.0
         self._clock = clock
         self._slowed: OrderedDict[str, _Slowed] = OrderedDict()
+        if beside is not None:
+            self._slowed = beside._slowed  # noqa: SLF001  (one of its own kind)
         self._running: dict[str, int] = {}
         self._queues: dict[str, _Queue[T]] = {}
         self._line: deque[str] = deque()
