@@ -76,8 +76,8 @@ bench: $(VENV)/.bench
 # Versions for every supported Python in one file each; needs `pip install uv` once.
 lock:
 	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements/run.txt
-	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements/dev.txt
-	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --group bench -c requirements/run.txt pyproject.toml -o requirements/bench.txt
+	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --all-extras --group bench -c requirements/run.txt pyproject.toml -o requirements/bench.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
