@@ -254,7 +254,9 @@ def test_answers_that_never_come_feed_each_task_once(
     chance = random.Random(seed)
     with ExitStack() as stack:
         proxy = stack.enter_context(wire(server, lambda: chance.random() < share))
-        settings = Settings.model_validate({"redis": proxy.url, "dataset": "ds", "feed": {"block": 4 * BLOCK}})
+        settings = Settings.model_validate(
+            {"redis": proxy.url, "dataset": "ds", "feed": {"block": 4 * BLOCK}}
+        )
         report = feed(urls, settings)
         client = stack.enter_context(connect(server.url, name="test"))
         assert proxy.swallowed >= 2
