@@ -5,11 +5,14 @@ Where the values come from is `config.py`'s matter; `docs/settings.md` is made f
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import types
 import typing
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Final, Literal
@@ -18,12 +21,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
 from dlconsole.model import DATASET_RULE, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
@@ -201,7 +198,7 @@ def _absolute(value: object) -> object:
     if not str(value) or not str(value).isprintable():
         raise ValueError("expected a path")
     try:
-        return Path(value).expanduser().absolute()
+        return str(Path(value).expanduser().absolute())  # text, which a path is in JSON too
     except RuntimeError:
         raise ValueError("expected a path; this ~user has no home directory") from None
 
@@ -228,19 +225,17 @@ Count = Annotated[int, BeforeValidator(_not_bool)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Dataset = Annotated[str, AfterValidator(_check_dataset)]
-Networks = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
-]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_list)]
 Resolvers = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_resolver)], ...], NoDecode, BeforeValidator(_split_resolvers)
+    tuple[Annotated[str, AfterValidator(_check_resolver)], ...], BeforeValidator(_split_resolvers)
 ]
-Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_ports)]
+Ports = Annotated[tuple[int, ...], BeforeValidator(_split_ports)]
 
 
 class Section(BaseModel):
-    """A table of the settings file."""
+    """A table of the settings file. What stands below a field says what it is, see `descriptions`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ContextSettings(Section):
@@ -441,18 +436,12 @@ class LogSettings(Section):
     """`auto`: text on a terminal, JSON Lines elsewhere."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set. Every field can be given in the file, by environment
     (`DLCONSOLE_DATASET`, `DLCONSOLE_WORKER__CONCURRENCY`) and most by a flag.
     """
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=NESTED,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     redis: RedisUrl = ""
     """The Redis server; empty: dlconsole starts one of its own on this machine."""
@@ -478,18 +467,20 @@ class Settings(BaseSettings):
     console: ConsoleSettings = ConsoleSettings()
     log: LogSettings = LogSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `config.load` hands over: it merges the sources, to know which gave each value."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """What each field of a model is: the text that stands below it in the source.
+
+    Read when somebody asks: pydantic would read it at every start of every process.
+    """
+    (node,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for pair in pairwise(node.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text)
+    return found
 
 
 def rule_of(field: FieldInfo | None) -> str:

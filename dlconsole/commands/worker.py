@@ -204,7 +204,7 @@ def more_help() -> str:
     """The settings of a worker that have no flag, section by section, with their defaults."""
     import textwrap
 
-    from dlconsole.settings import Settings
+    from dlconsole.settings import Settings, descriptions
 
     flags = argparse.ArgumentParser()
     configure(flags)
@@ -215,9 +215,11 @@ def more_help() -> str:
     ]
     for section in ("worker", "fetch", "dns", "retry", "guard"):
         lines.append("")
-        for name, field in type(getattr(Settings(), section)).model_fields.items():
+        model = type(getattr(Settings(), section))
+        texts = descriptions(model)
+        for name, field in model.model_fields.items():
             if f"{section}.{name}" not in with_flag:
-                what = f"{field.description} ({_shown(name, field.default)})".replace("`", "")
+                what = f"{texts[name]} ({_shown(name, field.default)})".replace("`", "")
                 lines += textwrap.wrap(
                     what, 100, initial_indent=f"  {section + '.' + name:<23} ", subsequent_indent=" " * 26
                 )
@@ -236,13 +238,16 @@ def _shown(name: str, default: object) -> str:
 def run(args: argparse.Namespace) -> int:
     """Supervise the workers until they end; 0 when all ended as they should."""
     from dlconsole import log
-    from dlconsole.services import embedded
     from dlconsole.services.supervisor import WorkerGroup, stop_signals
     from dlconsole.settings import names_contact, redis_name
 
     loaded = load_settings(args)
     logger = log.configure(loaded.settings.log)
-    settings = embedded.resolve(loaded.settings)
+    settings = loaded.settings
+    if not settings.redis:  # else nothing here talks to Redis, and its library takes long to load
+        from dlconsole.services import embedded
+
+        settings = embedded.resolve(settings)
     logger.info(
         "starting",
         redis=redis_name(loaded.settings),
