@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -66,16 +66,23 @@ STATUS_NONE: Final = 900
 """What the legacy error item carries as `status` when there was no HTTP status."""
 
 
-class Task(msgspec.Struct, frozen=True, gc=False):
-    """The part of a queue item that a worker acts on; every other column stays in the raw item.
+class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"history": "_retry"}):
+    """A queue item: where to fetch, where to put it, and, as JSON that nobody has looked into, what travels
+    with it. Items of others have other keys: `services/tasks.py` reads them.
 
     `img_path` is a path under the store, with one leading slash as the legacy feeder writes it. `hash` is
-    whatever the list had in its column of that name, which need not be a digest.
+    whatever the list had in its column of that name, which need not be a digest. `key` is '' in items of
+    text lists and of legacy feeders.
     """
 
     img_path: str
     img_url: str
-    hash: Any = None
+    key: str = ""
+    caption: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    hash: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    columns: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    history: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class LookupResult(StrEnum):
@@ -128,11 +135,13 @@ class LedgerLine(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """
 
     key: str
-    """The item's own `key`, or else the first 32 hex digits of the SHA-256 of path, NUL and URL as fed."""
+    """The item's own `key`, or else the first 32 hex digits of the SHA-256 of path, NUL and URL as fed; of an
+    item that is no task, of all its bytes.
+    """
     outcome: Literal["stored", "failed"]
     url: str
     final_url: str = ""
-    """The URL that answered, after redirects; '' where that is `url`, or none is known."""
+    """Where redirects led to; '' where they did not."""
     path: str = ""
     """Below the store, with a leading slash: where the image is, or would have gone."""
     status: int | None = None
