@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -107,6 +108,14 @@ def ledger_of(settings: Settings) -> list[LedgerLine]:
         for path in files
         for line in path.read_bytes().splitlines()
     ]
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[bool], None]]:
+    """Make every write to a file fail, as a full disk does: the kernel's limit on a file's size is 0."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 RUNNING: list[Running] = []
