@@ -17,7 +17,7 @@ import msgspec
 from dlconsole.model import Task
 from dlconsole.services.objects import read_object
 
-_OWN_KEY: Final = re.compile(r"[0-9a-f]{8,64}-[0-9]{1,20}")
+_is_own_key: Final = re.compile(r"[0-9a-f]{8}-[0-9]{1,20}").fullmatch
 """What our feeder writes as `key`. Another one is a column of somebody's, and need not be unique."""
 _KEY_DIGITS: Final = 32
 _MAX_NESTING: Final = 500
@@ -33,14 +33,13 @@ _OWN: Final = frozenset({"img_path", "img_url", "key", "caption", "id", "hash", 
 
 def decode_task(raw: bytes) -> Task | None:
     """The task in a list item, or None where the item is not one."""
-    if _is_plain(raw):
-        try:
-            task = _TASK.decode(raw)
-        except _NO_JSON:
-            pass
-        else:
-            if (not task.key or _OWN_KEY.fullmatch(task.key)) and _is_object(task.columns):
-                return task
+    try:
+        task = _TASK.decode(raw)
+    except _NO_JSON:
+        pass
+    else:
+        if _has_only_path_and_url(task) or _is_own(task, raw):
+            return task
     task, is_task = _read(raw)
     return task if is_task else None
 
@@ -71,9 +70,25 @@ def _digest(what: bytes) -> str:
     return hashlib.sha256(what).hexdigest()[:_KEY_DIGITS]
 
 
+def _has_only_path_and_url(task: Task) -> bool:
+    """As the items of text lists."""
+    unset = msgspec.UNSET
+    return not task.key and task.caption is task.columns is task.id is task.hash is unset
+
+
+def _is_own(task: Task, raw: bytes) -> bool:
+    """Whether it is as our feeder writes them."""
+    if task.key and not _is_own_key(task.key):
+        return False
+    # (A copy of its bytes, which is quicker than to look at them in place.)
+    if task.columns is not msgspec.UNSET and bytes(task.columns)[0] != ord("{"):
+        return False
+    return _is_plain(raw)
+
+
 def _is_plain(raw: bytes) -> bool:
     """Whether every value in it can be put into a line of a file as it is."""
-    if b"\n" in raw or b"\r" in raw:
+    if ord("\n") in raw or ord("\r") in raw:
         return False
     if len(raw) > 2 * _MAX_NESTING and raw.count(b"[") + raw.count(b"{") > _MAX_NESTING:
         return False
@@ -88,10 +103,6 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def _is_object(value: msgspec.Raw | msgspec.UnsetType) -> bool:
-    return isinstance(value, msgspec.UnsetType) or memoryview(value)[0] == ord("{")
-
-
 def _read(raw: bytes) -> tuple[Task, bool]:
     """Any item, and whether it is a task. Keys that are none of ours are columns."""
     fields = _fields(raw)
@@ -100,7 +111,7 @@ def _read(raw: bytes) -> tuple[Task, bool]:
     path, url, key = (_text(fields.get(name)) for name in ("img_path", "img_url", "key"))
     is_task = path is not None and url is not None
     columns = {name: value for name, value in fields.items() if name not in _OWN}
-    if key is None or not _OWN_KEY.fullmatch(key):
+    if key is None or not _is_own_key(key):
         key = "" if is_task else _digest(raw)
         if "key" in fields:
             columns["key"] = fields["key"]

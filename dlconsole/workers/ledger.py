@@ -79,9 +79,9 @@ class Ledger:
         """The line of an outcome that has just come; None where the ledger is off."""
         if not self._settings.enabled:
             return None
-        task, claimed = attempt.task, attempt.claimed
+        task = attempt.task
         ended_ms = now_ms()
-        attempts = (attempts_of(claimed.raw) or 0) + 1
+        attempts = 1 if task.history is msgspec.UNSET else 1 + (attempts_of(attempt.claimed.raw) or 0)
         if isinstance(outcome, Failure):
             place = attempt.place
             return LedgerLine(
