@@ -286,6 +286,10 @@ class WorkerSettings(Section):
     """What to compare with a task's `hash`, where it has one, in hex; another one is `hash_mismatch`."""
     keep_mismatched: bool = False
     """Whether bodies with another hash are kept, below `.dlconsole-mismatched` in the store."""
+    layout: Literal["as_fed", "hourly"] = "as_fed"
+    """`hourly`: a folder `YYYYMMDDHH`, local time, goes in front of every path, as legacy downloaders do."""
+    ext: Literal["manifest", "real"] = "manifest"
+    """`real`: a path ends as the format that was found (`.jpg`, `.webp` …), whatever the list says."""
     host_name: str = ""
     """The name this host goes by; empty: its host name."""
     host_ip: Annotated[str, AfterValidator(_check_ip)] = ""
@@ -310,6 +314,22 @@ class RetrySettings(Section):
     """Longest wait that a server's Retry-After may ask for, for the task and for its host."""
     max_delayed: Count = Field(default=1_000_000, ge=0, le=100_000_000)
     """Most tasks that wait for a retry at once; more fail for good."""
+
+
+class LedgerSettings(Section):
+    """`[ledger]`: the record of every outcome, in the store."""
+
+    enabled: bool = True
+    """Whether outcomes are written down, one line each, in `<dataset>/ledger` below the store."""
+    max_file_bytes: Bytes = Field(default=256 * 2**20, ge=4096, le=2**40)
+    """A file that would become larger is followed by another one."""
+    digests: Literal["none", "sha256", "md5", "both"] = "none"
+    """Which digests of an image's bytes are worked out and written down with it."""
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The digests that are asked for."""
+        return {"none": (), "both": ("sha256", "md5")}.get(self.digests, (self.digests,))
 
 
 class GuardSettings(Section):
@@ -459,6 +479,7 @@ class Settings(BaseModel):
     """Named connections."""
     worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
     retry: RetrySettings = RetrySettings()
+    ledger: LedgerSettings = LedgerSettings()
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
     dns: DnsSettings = DnsSettings()
