@@ -22,7 +22,7 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from dlconsole.model import DATASET_RULE, is_dataset_name
+from dlconsole.model import DATASET_RULE, PresetName, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
 
 _LEAST_BODY_BYTES: Final = 64 * 2**10
@@ -424,7 +424,30 @@ class FeedSettings(Section):
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
-    """Longer lines are refused as bad rows."""
+    """Longer URLs are refused as bad rows."""
+    format: Literal["auto", "txt", "csv", "tsv", "tsv-quoted", "json", "jsonl", "parquet"] = "auto"
+    """Format of the lists; `auto`: as their names end, else the preset's, else plain text."""
+    preset: PresetName = ""
+    """Data set that the lists are of: their columns, and their format where no name says it."""
+    url_column: str = ""
+    """Column of the URL; empty: found by its name."""
+    caption_column: str = ""
+    """Column of the caption; empty: found by its name; `none`: none."""
+    id_column: str = ""
+    """Column of the id; empty: found by its name; `none`: none."""
+    hash_column: str = ""
+    """Column of the image's digest; empty: found by its name; `none`: none."""
+    ext_column: str = ""
+    """Column of the file name's extension; empty: found by its name; `none`: none."""
+    keep: str = "small"
+    """Other columns that travel along: `small` (values up to `max_column_bytes`), `all`, `none`, or names
+    separated by commas."""
+    max_column_bytes: Bytes = Field(default=1024, ge=1, le=2**20)
+    """Largest value that travels along with `keep = "small"`; caption, id and hash have no such limit."""
+    max_row_bytes: Bytes = Field(default=2**20, ge=1024, le=2**26)
+    """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
+    reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
+    """Folder that bad rows are written to, one file a list that has some."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
 
