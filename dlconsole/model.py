@@ -1,6 +1,7 @@
 """The nouns of the house: frozen, without I/O. `docs/architecture.md` has the words.
 
-Times ending in `_ms` are milliseconds of the Redis server's clock since the epoch; sizes are bytes.
+Times ending in `_ms` are milliseconds of the Redis server's clock since the epoch (`LedgerLine` has this
+host's); sizes are bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -117,6 +118,49 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
 
 Outcome = Stored | Failure
+
+
+class LedgerLine(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One final outcome, a line of `<store>/<dataset>/ledger/*.jsonl`; what has its default is left out.
+
+    Of several lines with one key (a worker died between its line and its ack) the one that counts has the
+    greatest `ended_ms`, then the later file name, then the later place in the file.
+    """
+
+    key: str
+    """The item's own `key`, or else the first 32 hex digits of the SHA-256 of path, NUL and URL as fed."""
+    outcome: Literal["stored", "failed"]
+    url: str
+    final_url: str = ""
+    """The URL that answered, after redirects; '' where that is `url`, or none is known."""
+    path: str = ""
+    """Below the store, with a leading slash: where the image is, or would have gone."""
+    status: int | None = None
+    """The HTTP status; None where there was none."""
+    kind: str | None = None
+    """The failure kind; None for a stored one."""
+    message: str = ""
+    bytes: int = 0
+    format: str = ""
+    """Pillow's name for it."""
+    width: int = 0
+    height: int = 0
+    """Pixels, as stored; 0 where the header does not say."""
+    sha256: str = ""
+    md5: str = ""
+    """Of the body, lower-case hex; '' where not asked for, or where there is none."""
+    attempts: int = 1
+    """How often it was tried, this time included."""
+    worker: str = ""
+    """The session's id."""
+    started_ms: int = 0
+    ended_ms: int = 0
+    """When this attempt began and ended: ms since the epoch, by this host's clock."""
+    caption: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    hash: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    columns: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """JSON as it stands in the item, byte for byte. Keys of the item that are none of ours are in `columns`."""
 
 
 class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
