@@ -160,7 +160,7 @@ class LedgerLine(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     hash: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     columns: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    """JSON as it stands in the item, byte for byte. Keys of the item that are none of ours are in `columns`."""
+    """JSON as it stands in the item, byte for byte; keys that are none of ours are in `columns`."""
 
 
 class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):
