@@ -49,12 +49,12 @@ def test_a_legacy_fleet_is_changed_over_host_by_host_and_back(
         before = client.hlen(KEYS.workers)
         fleet.start("--config", str(config))
         until(lambda: client.hlen(KEYS.workers) == before + 1)
-        feed_as_legacy(40)
+        feed_as_legacy(20)
 
     fields = {"10_0_0_1": 700, "10_0_0_2": 800}
     client.hset(LEGACY_DISK, mapping=fields)
     hosts = [start_legacy(field) for field in fields]
-    feed_as_legacy(60)
+    feed_as_legacy(40)
     until(lambda: all(host.taken for host in hosts))
 
     # The first host, whichever that is, by a stop sentinel: only legacy workers run.
@@ -65,7 +65,7 @@ def test_a_legacy_fleet_is_changed_over_host_by_host_and_back(
 
     # The other one while ours run, so not by a sentinel: by its disk.
     (last,) = [host for host in hosts if host is not ended]
-    feed_as_legacy(60)
+    until(lambda: feed_as_legacy(10) or last.in_hand)
     client.hset(LEGACY_DISK, last.field, 999_999_999)
     until(lambda: last.asleep.is_set() and last.in_hand == 0)
     last.kill()
