@@ -162,6 +162,14 @@ def test_the_older_version_tells_its_dataset_by_its_keys(
     assert "dlconsole feed /mnt/vdb/laion5b/parquet; images are named" in made.reasons["parquet_dir"]
 
 
+@pytest.mark.parametrize("dataset", ["a.b", "数据", "x-1"])
+def test_a_context_is_named_as_its_dataset_whatever_that_is(
+    dataset: str, imported: Callable[[str], Imported], tmp_path: Path
+) -> None:
+    settings = loaded(imported(f"dataset_name = {dataset!r}"), tmp_path)
+    assert (settings.context, settings.dataset) == (dataset, dataset)
+
+
 @pytest.mark.parametrize(
     ("line", "url"),
     [
@@ -467,6 +475,16 @@ def test_no_text_of_the_file_ends_a_comment_of_the_made_one(name: str, write: Wr
         made = translate(read_source(write(f"{name} = {text!r}\nmetadata_dir = {text!r}\n")))
         assert loaded(made, tmp_path).worker.processes == 1
         assert all(text.isprintable() for text in legacy_toml.remarks(made))
+
+
+def test_no_folder_of_the_file_ends_a_comment_either(tmp_path: Path) -> None:
+    folder = tmp_path / "a\n[worker]\nprocesses = 99\n#"
+    folder.mkdir()
+    (folder / "setting.py").write_text("store_dir = './data'\nmetadata_dir = 'lists'\n")
+    made = translate(read_source(folder / "setting.py"))
+    assert made.reasons.keys() >= {"store_dir", "metadata_dir"}
+    assert loaded(made, tmp_path).worker.processes == 1
+    assert all(text.isprintable() for text in legacy_toml.remarks(made))
 
 
 # -- the command -----------------------------------------------------------------------------------
