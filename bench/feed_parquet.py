@@ -120,9 +120,10 @@ def _check(few: Path, settings: Settings, client: Any) -> None:
         items = [json.loads(raw) for raw in client.lrange(KEYS.task, 0, -1)]
         found.append([item | {"key": item["key"].partition("-")[2]} for item in items])
         empty(client)
-    for ours, theirs in zip(*found, strict=True):
-        if _without_nulls(ours) != _without_nulls(theirs):
-            raise RigError(f"the feeder's item is {ours}, not {theirs}")
+    for ours, theirs in zip(*(map(_without_nulls, items) for items in found), strict=True):
+        wrong = {name: ours.get(name) for name in ours | theirs if ours.get(name) != theirs.get(name)}
+        if wrong:
+            raise RigError(f"the feeder's item has {wrong}, and should be {theirs}")
 
 
 def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
