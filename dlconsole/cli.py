@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "doctor": "look for what is wrong: Redis, disk, limits, DNS, clock, permissions",
     "demo": "the whole path on a simulated web: feed, two workers, the console on top",
     "redis": "the Redis that dlconsole runs by itself: status, start, stop",
-    "config": "show the settings and where each comes from",
+    "config": "the settings and where each comes from; take over those of the legacy scripts",
 }
 
 _VALUE_OPTIONS: Final = frozenset({"--config", "--context", "--redis", "--dataset"})
