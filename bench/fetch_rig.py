@@ -162,6 +162,10 @@ class Bench:
     def contender(self, order: Order, *, prefix: Sequence[str] = (), keep: bool = False) -> Result:
         """Run one, into a folder of its own below `order.store`. Every good URL's file must be there."""
         errand = Errand(Path(order.urls), order.count)
+        if order.redis:
+            with connect(order.redis, name="bench") as client:
+                client.flushall()
+                client.lpush("least_task", *[json.dumps({"img_url": url}) for url in errand.good()])
         with new_folder(Path(order.store), keep=keep) as out:
             program = Path(__file__).with_name("contenders.py")
             arguments = [*prefix, sys.executable, program]

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "worker": "headless downloaders, the same as `dlconsole --worker`",
     "feed": "put URL lists into the queue",
     "errors": "failed tasks: count them, export them to files, put them back into the queue",
+    "ledger": "what became of each task: count it, merge it, export it as a table",
     "status": "one picture of the fleet, for scripts and for terminals without a console",
     "sites": "the sites that the fleet fetches from: speed, failures, times, pauses",
     "pause": "let the whole fleet take no more tasks",
