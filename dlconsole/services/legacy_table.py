@@ -33,7 +33,7 @@ SETTINGS: Final = (
     LegacySetting("RedisKey.tongji_disk", "", "always `tongji_worker_disk`; another name is reported"),
     LegacySetting("metadata_dir", "", "an argument: `dlconsole feed DIR`"),
     LegacySetting(
-        "parquet_dir", "", "an argument: `dlconsole feed DIR`, which takes Parquet too, in all folders below"
+        "parquet_dir", "", "an argument: `dlconsole feed DIR`, also of Parquet, in all folders below"
     ),
     LegacySetting("addtask_threshold", "feed.threshold", "the same number of tasks"),
     LegacySetting("done_path", "feed.done_file", "the same file, in the same form"),
