@@ -336,7 +336,8 @@ def _threshold(value: Value, _folder: Path) -> tuple[int, str]:
     number = math.floor(_number(value))
     if number < 0:
         raise _Refused("is below 0: add_task.py would wait for ever")
-    return number, "add_task.py asked every 10 minutes and then fed a whole list"
+    remark = "add_task.py asked every 10 minutes and then fed a whole list"
+    return max(1, number), remark  # ours takes 0 for no threshold
 
 
 def _used(value: Value, _folder: Path) -> tuple[int, str]:

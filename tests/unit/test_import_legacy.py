@@ -282,6 +282,10 @@ def test_folders_without_a_slash_and_a_disk_elsewhere_are_said(imported: Callabl
     assert "not below '/b'" in made.reasons["monitor_disk"]
 
 
+def test_a_threshold_of_nothing_does_not_become_no_threshold(imported: Callable[[str], Imported]) -> None:
+    assert imported("addtask_threshold = 0").values["feed.threshold"].value == 1
+
+
 # -- what is read, and what is not -----------------------------------------------------------------
 
 
