@@ -1,8 +1,8 @@
 """Queue items as tasks. What travels with a task is not taken apart: it goes into the ledger byte for byte.
 
 Others write items as well, so whatever Python's own reader takes for an object is read, in three steps, each
-slower and more lenient than the last. What travels on is always JSON that every reader takes: in UTF-8, on one
-line, without half a character, nested no deeper than any of them bears.
+slower and more lenient than the last. What travels on is always JSON that every reader takes: in UTF-8, on
+one line, without half a character, nested no deeper than any of them bears.
 """
 
 from __future__ import annotations
