@@ -92,7 +92,7 @@ def export(
         sink: _Sink = _SINKS[to](file, chosen)
         written = Written(merger.reading, columns=tuple(chosen))
         for lines in merger.kept():
-            rows = reader.read(b"\n".join([*lines, b""]))[1]
+            rows = reader.again(lines)
             if only:
                 rows = [row for row in rows if row.outcome == only]
             if rows:
