@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import gzip
 import io
 import json
 import math
+import resource
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -337,20 +340,40 @@ def ledger_files_text(path: Path) -> bytes:
     return b"".join(block.text for block in file.blocks())
 
 
-def test_nothing_is_left_of_an_export_that_ends_early(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "o.csv").write_text("old")
+@pytest.mark.parametrize("to", [*FORMATS, "csv.gz", "jsonl.zst"])
+def test_nothing_is_left_of_an_export_that_ends_early(write: Write, tmp_path: Path, to: str) -> None:
+    (tmp_path / f"o.{to}").write_text("old")
     watch = Watch()
 
-    def stop(phase: str, *_: int) -> None:
-        if phase == "writing":
+    def stop(phase: str, done: int, *_: int) -> None:
+        if phase == "writing" and done > 4096:
             watch.stop.set()
 
     watch.tell = stop
-    store = ledger(tmp_path, {"a.jsonl": [line(f"{LIST}-{row}") for row in range(1, 9000)]})
+    path = tmp_path / f"o.{to}"
+    store = ledger(tmp_path, {"a.jsonl": [line(f"{LIST}-{row}") for row in range(1, 13_000)]})
     with pytest.raises(KeyboardInterrupt):
-        export(find([store], "pets"), tmp_path / "o.csv", "csv", tmp_path, watch, force=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.csv", "pets"]
-    assert (tmp_path / "o.csv").read_text() == "old"
+        export(find([store], "pets"), path, format_of(path), tmp_path, watch, force=True)
+    gc.collect()  # what is not closed in order would complain here
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"o.{to}", "pets"]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("to", [*FORMATS, "csv.gz", "jsonl.zst"])
+def test_a_disk_that_fills_up_leaves_nothing_and_says_so(write: Write, tmp_path: Path, to: str) -> None:
+    """A limit on the size of files stands for it: past it, writing fails as on a full disk."""
+    lines = [line(f"{LIST}-{row}", sha256=secrets.token_hex(40)) for row in range(1, 9000)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ledger(tmp_path, {"a.jsonl": lines})
+    path = tmp_path / f"o.{to}"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(LedgerError, match=rf"o\.{to}: File too large; nothing of it is left"):
+            export(find([tmp_path], "pets"), path, format_of(path), tmp_path, Watch())
+        gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
 
 
 def test_without_pyarrow_the_extra_is_named(
