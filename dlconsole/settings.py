@@ -58,6 +58,11 @@ _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
 )
+LAYOUTS: Final = {
+    "sharded": "/{ds}/images/{ab}/{cd}/{sha256}.jpg",
+    "flat": "/{ds}/images/{sha256}.jpg",
+}
+"""Where images go by `feed.layout`, as a path template."""
 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 CONTACT_RULE: Final = "a mail address or an http(s) URL, in up to 200 printable ASCII characters"
@@ -101,6 +106,8 @@ def _check_dataset(name: str) -> str:
 
 
 def _check_template(template: str) -> str:
+    if not template:
+        return template
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -404,14 +411,21 @@ class DnsSettings(Section):
 class FeedSettings(Section):
     """`[feed]`: URL lists to tasks."""
 
-    path_template: Annotated[str, AfterValidator(_check_template)] = "/{ds}/images/{sha256}.jpg"
-    """Where an image goes; {ab} and {cd} are the first and second two characters of {sha256}."""
+    layout: Literal["sharded", "flat"] = "sharded"
+    """`sharded`: `/{ds}/images/{ab}/{cd}/{sha256}.jpg`. `flat`: without `{ab}/{cd}`, as legacy feeders do."""
+    path_template: Annotated[str, AfterValidator(_check_template)] = ""
+    """A place for images; {ab}, {cd}: the first and second two characters of {sha256}. Empty: none."""
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
     """Longer lines are refused as bad rows."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
+
+    @property
+    def template(self) -> str:
+        """Where an image goes: `path_template`, or what the layout says."""
+        return self.path_template or LAYOUTS[self.layout]
 
 
 class ErrorsSettings(Section):

@@ -42,10 +42,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="URL list; - is standard input")
     parser.add_argument(
+        "--layout",
+        dest="feed.layout",
+        choices=("sharded", "flat"),
+        help="where images go: /{ds}/images/{ab}/{cd}/{sha256}.jpg (sharded), or as legacy names them, "
+        "without {ab}/{cd} (flat)",
+    )
+    parser.add_argument(
         "--path-template",
         dest="feed.path_template",
         metavar="TEXT",
-        help="where images go, of {ds} {sha256} {ab} {cd} {ext} (/{ds}/images/{sha256}.jpg)",
+        help="a place of your own for them, of {ds} {sha256} {ab} {cd} {ext}",
     )
     parser.add_argument("--block", dest="feed.block", metavar="N", help="tasks a push (2000)")
     parser.add_argument("--again", action="store_true", help="feed lists that are done once more")
