@@ -419,6 +419,22 @@ class FeedSettings(Section):
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
     """Longer lines are refused as bad rows."""
+    threshold: Count = Field(default=0, ge=0, le=2**53)
+    """Feeding stops while the queue has more tasks than this (the legacy `addtask_threshold`); 0: never."""
+    shuffle_hosts: bool = False
+    """Whether neighbours in the queue are to be of different hosts, within a window of the list."""
+    shuffle_window: Count = Field(default=20_000, ge=2, le=1_000_000)
+    """Rows of that window; it ends before where its tasks have 64 MiB."""
+    dedupe: Literal["off", "file", "bloom"] = "off"
+    """Of equal URLs the first is fed: `file` within each list, `bloom` across lists, with a known error."""
+    bloom_items: Count = Field(default=100_000_000, ge=1000, le=10**11)
+    """URLs that a new Bloom filter is made for: 1.8 bytes each with an error of 0.001."""
+    bloom_error: float = Field(default=0.001, ge=1e-9, le=0.5)
+    """Share of new URLs that is taken for duplicates when it has so many."""
+    temp_dir: Folder | None = None
+    """Folder for the table of URLs of `dedupe = "file"`, 32 to 64 bytes a URL; none: below `state_dir`."""
+    watch_s: Seconds = Field(default=5.0, ge=0.1, le=3600)
+    """How long a list in a watched folder must stay the same before it is fed; so often is looked."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
 
