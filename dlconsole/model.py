@@ -8,11 +8,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 _DATASET: Final = re.compile(r"[^\W_][\w.\-]{0,99}")
+
+PresetName = Literal[
+    "", "laion400m", "laion2b", "coyo700m", "cc3m", "cc12m", "datacomp", "wukong", "opendatalab-laion"
+]
+"""Data sets whose lists are known; see `services/presets.py`."""
 
 DATASET_RULE: Final = (
     "1 to 100 letters, digits, '_', '-' or '.', the first a letter or a digit (it names keys and folders)"

@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from dlconsole.model import DATASET_RULE, is_dataset_name
+from dlconsole.model import DATASET_RULE, PresetName, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
 
 _LEAST_BODY_BYTES: Final = 64 * 2**10
@@ -418,7 +418,30 @@ class FeedSettings(Section):
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
-    """Longer lines are refused as bad rows."""
+    """Longer URLs are refused as bad rows."""
+    format: Literal["auto", "txt", "csv", "tsv", "tsv-quoted", "json", "jsonl", "parquet"] = "auto"
+    """Format of the lists; `auto`: as their names end, else the preset's, else plain text."""
+    preset: PresetName = ""
+    """Data set that the lists are of: their columns, and their format where no name says it."""
+    url_column: str = ""
+    """Column of the URL; empty: found by its name."""
+    caption_column: str = ""
+    """Column of the caption; empty: found by its name; `none`: none."""
+    id_column: str = ""
+    """Column of the id; empty: found by its name; `none`: none."""
+    hash_column: str = ""
+    """Column of the image's digest; empty: found by its name; `none`: none."""
+    ext_column: str = ""
+    """Column of the file name's extension; empty: found by its name; `none`: none."""
+    keep: str = "small"
+    """Other columns that travel along: `small` (values up to `max_column_bytes`), `all`, `none`, or names
+    separated by commas."""
+    max_column_bytes: Bytes = Field(default=1024, ge=1, le=2**20)
+    """Largest value that travels along with `keep = "small"`; caption, id and hash have no such limit."""
+    max_row_bytes: Bytes = Field(default=2**20, ge=1024, le=2**26)
+    """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
+    reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
+    """Folder that bad rows are written to, one file a list that has some."""
     threshold: Count = Field(default=0, ge=0, le=2**53)
     """Feeding stops while the queue has more tasks than this (the legacy `addtask_threshold`); 0: never."""
     shuffle_hosts: bool = False

@@ -6,18 +6,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import redis
 
 from dlconsole.errors import RedisUnavailable
-from dlconsole.services import checks, feeder, manifests
+from dlconsole.services import checks, feeder
+from dlconsole.services.columns import Columns
 from dlconsole.services.connection import connect, translated
 from dlconsole.services.done_list import DoneList
 from dlconsole.services.durable import wait_until_on_disk
-from dlconsole.services.feeder import FeedReport, parse_position
+from dlconsole.services.feed_link import CLIENT_NAME
+from dlconsole.services.feed_report import FeedReport, parse_position
 from dlconsole.services.keys import Keys
+from dlconsole.services.manifests import Place, is_stream
 from dlconsole.services.patience import Patience, wait_while
 from dlconsole.services.permission import require_writable
 from dlconsole.services.scripts import script
@@ -39,17 +41,18 @@ class FeedRun:
     say: Callable[[str], None] = lambda _text: None
     skip: int = 0
     again: bool = False
-    reports: dict[Path, FeedReport] = field(default_factory=dict)
+    reports: dict[Place, FeedReport] = field(default_factory=dict)
     not_listed: str = ""
     """Why lists that are done could not be written down as done."""
+    _said_columns: str = ""
 
-    def run(self, paths: list[Path]) -> bool:
+    def run(self, paths: list[Place]) -> bool:
         """Feed them; False where it was stopped before all were done. Raises as `feeder.feed`."""
         require_writable(self.settings, "feeding")
         if not self._look_at_server():
             return False
         done_list = DoneList(self.settings.feed.done_file)
-        todo, fed = deque(paths), list[Path]()
+        todo, fed = deque(paths), list[Place]()
         settle_at = time.monotonic() + _SETTLE_EVERY_S
         while todo or fed:
             if todo:
@@ -78,10 +81,15 @@ class FeedRun:
             self.say(f"warning: {finding.said}: {finding.todo}")
         return True
 
-    def _feed(self, path: Path, done_list: DoneList) -> bool:
+    def _feed(self, path: Place, done_list: DoneList) -> bool:
         def on_progress(report: FeedReport) -> bool:
             self.reports[path] = report
             return self.on_progress(report.waiting)
+
+        def on_columns(columns: Columns) -> None:
+            if columns.words() != self._said_columns:  # lists of one data set are alike
+                self._said_columns = columns.words()
+                self.say(f"{path}: {self._said_columns}")
 
         earlier = self.reports.get(path)
         report = feeder.feed(
@@ -89,8 +97,9 @@ class FeedRun:
             self.settings,
             skip=self.skip,
             again=self.again and earlier is None,  # not for one that Redis lost a part of
-            listed=not manifests.is_stream(path) and self._is_listed(done_list, path),
+            listed=not is_stream(path) and self._is_listed(done_list, path),
             on_progress=on_progress,
+            on_columns=on_columns,
             say=self.say,
         )
         if earlier is not None:
@@ -99,18 +108,18 @@ class FeedRun:
         self.reports[path] = report
         return not report.stopped
 
-    def _is_listed(self, done_list: DoneList, path: Path) -> bool:
+    def _is_listed(self, done_list: DoneList, path: Place) -> bool:
         try:
             return done_list.has(path)
         except OSError as error:
             self.not_listed = f"{done_list.path}: {error.strerror}"
             return False
 
-    def _counts_as_done(self, path: Path) -> bool:
+    def _counts_as_done(self, path: Place) -> bool:
         report = self.reports[path]
-        return report.size is not None and not report.listed
+        return not report.is_stream and not report.listed
 
-    def _settle(self, fed: list[Path]) -> tuple[bool, list[Path]]:
+    def _settle(self, fed: list[Place]) -> tuple[bool, list[Place]]:
         """Wait until these lists are on the server's disk; whether they are, and which it has lost a
         part of meanwhile. Waits while Redis is away.
         """
@@ -121,8 +130,8 @@ class FeedRun:
             report.stopped = not self.on_progress(report.waiting)
             return not report.stopped
 
-        def settle() -> tuple[bool, list[Path]]:
-            with connect(url, name=feeder.CLIENT_NAME) as client, translated(url):
+        def settle() -> tuple[bool, list[Place]]:
+            with connect(url, name=CLIENT_NAME) as client, translated(url):
                 lost = [path for path in fed if not self._touch(client, path)]
                 settled = wait_until_on_disk(client, goes_on)
                 return settled, [path for path in fed if path in lost or not self._touch(client, path)]
@@ -133,15 +142,15 @@ class FeedRun:
         except RedisUnavailable:  # and it was asked to stop
             return False, []
 
-    def _touch(self, client: redis.Redis, path: Path) -> bool:
+    def _touch(self, client: redis.Redis, path: Place) -> bool:
         """Whether Redis has all of this list; then its position is written once more, so that there is
         a write of this connection to wait for.
         """
         report, keys = self.reports[path], Keys(self.settings.dataset)
-        while report.size:
+        while report.size != 0:  # such a one has no position
             stands: bytes | None = client.hget(keys.feed, report.list_id)  # type: ignore[assignment]
             found = parse_position(stands)
-            if stands is None or found is None or found.offset < report.size:
+            if stands is None or found is None or not found.is_complete(report.size):
                 return False
             names = [keys.task, keys.fed, keys.feed]
             applied, _ = script("push").run(client, names, report.list_id, stands, stands)
@@ -149,7 +158,7 @@ class FeedRun:
                 break
         return True
 
-    def _write_down(self, done_list: DoneList, paths: list[Path]) -> None:
+    def _write_down(self, done_list: DoneList, paths: list[Place]) -> None:
         for path in paths:
             self.reports[path].waiting = ""
         try:
