@@ -226,8 +226,8 @@ def open_bloom(settings: Settings, say: Callable[[str], None]) -> Bloom:
         raise FeedError(f"{path}: {error.strerror}") from error
     if (shape.items, shape.error) != (wanted.items, wanted.error):
         say(
-            f"warning: {path} was made for {shape.items:,} URLs and an error of {_share(shape.error)}, and stays "
-            "so; to have it as the settings say, remove it: then it knows nothing of what was fed before"
+            f"warning: {path} was made for {shape.items:,} URLs and an error of {_share(shape.error)}, and "
+            "stays so; to have it as set now, remove it: then it knows nothing of what was fed before"
         )
     if found.get("redis") != about["redis"]:
         say(

@@ -493,14 +493,15 @@ def test_two_feeders_of_one_list_feed_it_once_between_them(
 def test_a_block_that_arrives_twice_or_late_changes_nothing(redis_client: redis.Redis) -> None:
     names = [KEYS.task, KEYS.fed, KEYS.feed]
     push = script("push")
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [1, b"one"]
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"one"]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [1, b"one", 2]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"one", 2]
     assert push.run(redis_client, names, "list", b"two", b"three", b"d") == [
         0,
         b"one",
+        2,
     ]  # one was refused before it
-    assert push.run(redis_client, names, "list", b"one", b"two", b"c") == [1, b"two"]
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"two"]
+    assert push.run(redis_client, names, "list", b"one", b"two", b"c") == [1, b"two", 3]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"two", 3]
     assert queued(redis_client) == [b"a", b"b", b"c"]
     assert redis_client.get(KEYS.fed) == b"3"
 
