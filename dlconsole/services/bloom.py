@@ -39,6 +39,7 @@ _PAGE: Final = 4096
 _BITS_AT: Final = 2 * _PAGE
 _COUNTED_AT_ONCE: Final = 1 << 20
 _FREE: Final = np.uint64(0)
+_MOST_REPLAYED: Final = 1_000_000
 _TOLERANCE: Final = 1.05
 """Of the error: what rounding the number of hashes makes of it."""
 
@@ -68,8 +69,10 @@ class Shape:
 class Bloom:
     """An open filter; nobody else has it open meanwhile."""
 
-    def __init__(self, path: Path, file: int, shape: Shape) -> None:
+    def __init__(self, path: Path, file: int, shape: Shape, say: Callable[[str], None]) -> None:
         self.path = path
+        self._say = say
+        self._is_said = False
         self.shape = shape
         self._file = file
         self._map = mmap.mmap(file, shape.file_bytes)
@@ -77,6 +80,8 @@ class Bloom:
         self._bytes = np.frombuffer(self._map, np.uint8, shape.bits // 8, _BITS_AT)
         self._fill = self._counted()
         self._on_the_way: set[bytes] = set()
+        self._replayed: set[bytes] = set()
+        """Of those before the frontier the ones that were fed again: among them duplicates can be told."""
         self._list: tuple[np.uint64, int] = (_FREE, 0)
         self._frontier = 0
 
@@ -116,17 +121,20 @@ class Bloom:
         self._list = (_name(list_id), turn)
         row = self._row()
         self._frontier = 0 if row is None else int(row[2])
+        self._replayed.clear()
 
     def first_ones(self, digests: Digests, at: int) -> Mask:
         """Which of these were not seen before; `at` tasks of the list, at most, lie before the first."""
         is_sure = at >= self._frontier
         new = ~self._has(digests) if is_sure else np.ones(len(digests), bool)
-        on_the_way = self._on_the_way
+        on_the_way, replayed = self._on_the_way, self._replayed
         for index, key in zip(np.flatnonzero(new).tolist(), keys_of(digests[new]), strict=True):
-            if key in on_the_way:
+            if key in on_the_way or key in replayed:
                 new[index] = False
             else:
                 on_the_way.add(key)
+        if not is_sure and len(replayed) < _MOST_REPLAYED:
+            replayed.update(keys_of(digests[new]))
         return new
 
     def confirm(self, digests: Digests, end: int) -> None:
@@ -138,11 +146,20 @@ class Bloom:
         places = self._places(digests)
         np.bitwise_or.at(self._bytes, places >> np.uint64(3), _masks(places))
         self._fill += (1 - self._fill) * -math.expm1(-places.size / self.shape.bits)
-        self.forget(digests)
+        self._on_the_way.difference_update(keys_of(digests))
+        if self.is_over_full and not self._is_said:
+            self._is_said = True
+            self._say(
+                f"warning: {self.path} is over-full: it was made for {self.shape.items:,} URLs, and takes "
+                f"{_share(self.error)} of new ones for duplicates now, soon more; stop, raise feed.bloom_items "
+                "and remove it, or feed without it"
+            )
 
     def forget(self, digests: Digests) -> None:
-        """These are not on their way any more."""
-        self._on_the_way.difference_update(keys_of(digests))
+        """These were not pushed after all."""
+        keys = keys_of(digests)
+        self._on_the_way.difference_update(keys)
+        self._replayed.difference_update(keys)
 
     def settle(self, list_id: str) -> None:
         """All of this list is on the server's disk: Redis will not come back without it."""
@@ -218,7 +235,7 @@ def open_bloom(settings: Settings, say: Callable[[str], None]) -> Bloom:
             if not os.pread(file, _PAGE, 0).strip(b"\0"):
                 _make(file, wanted, about)
             shape, found = _read(path, file)
-            bloom = Bloom(path, file, shape)
+            bloom = Bloom(path, file, shape, say)
         except BaseException:
             os.close(file)
             raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import redis
 
-from dlconsole.errors import RedisUnavailable
+from dlconsole.errors import FeedError, RedisUnavailable
 from dlconsole.services import checks, feeder
 from dlconsole.services.columns import Columns
 from dlconsole.services.connection import connect, translated
@@ -53,6 +53,8 @@ class FeedRun:
     reports: dict[Place, FeedReport] = field(default_factory=dict)
     not_listed: str = ""
     """Why lists that are done could not be written down as done."""
+    on_unreadable: Callable[[Place, FeedError], None] | None = None
+    """Told of a list that cannot be read, which then is left out; without it that ends the run."""
     is_limited: bool = False
     """Whether it ended at the limit."""
     _said_columns: str = ""
@@ -95,10 +97,15 @@ class FeedRun:
                 todo.clear()
             if todo:
                 path = todo.popleft()
-                if not self._feed(path, done_list):
-                    return False
-                if self._counts_as_done(path):
-                    fed.append(path)
+                try:
+                    if not self._feed(path, done_list):
+                        return False
+                    if self._counts_as_done(path):
+                        fed.append(path)
+                except FeedError as error:
+                    if self.on_unreadable is None:
+                        raise
+                    self.on_unreadable(path, error)
             if fed and (not todo or time.monotonic() >= settle_at or len(fed) >= _MOST_UNSETTLED):
                 settled, lost = self._settle(fed)
                 if not settled:
@@ -106,6 +113,7 @@ class FeedRun:
                 self._write_down(done_list, [path for path in fed if path not in lost])
                 todo.extend(lost)
                 fed, settle_at = [], time.monotonic() + _SETTLE_EVERY_S
+        self._is_at_limit()
         return True
 
     def _look_at_server(self) -> bool:

@@ -44,8 +44,11 @@ def count(
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
     on_tasks: Callable[[list[bytes]], None] = lambda _items: None,
     on_columns: Callable[[Columns], None] = lambda _columns: None,
+    most: int | None = None,
 ) -> FeedReport:
-    """Read a list as `feed` would, and push nothing; `on_tasks` is given the items. Raises FeedError."""
+    """Read a list as `feed` would, up to `most` tasks, and push nothing; `on_tasks` is given the items.
+    Duplicates are counted with the others. Raises FeedError.
+    """
     tally, report = Tally(), FeedReport()
 
     def goes_on() -> bool:
@@ -58,12 +61,16 @@ def count(
         _tell_columns(report, maker, on_columns)
         for block in source.blocks(idle=goes_on, names=maker.needed):
             tally.next_block()
-            on_tasks(maker.items(block, tally))
+            items = maker.items(block, tally)
+            if most is not None and tally.tasks >= most:
+                items = items[: len(items) - (tally.tasks - most)]
+                tally.tasks, report.limited = most, True
+            on_tasks(items)
             report.lines, report.position, report.tasks = tally.lines, source.raw_at, tally.tasks
             report.not_http, report.blank, report.bad = tally.not_http, tally.blank, tally.bad
             report.samples = tally.samples
             _add_up(report.too_large, tally.too_large)
-            if not goes_on():
+            if not goes_on() or report.limited:
                 break
     return report
 
@@ -101,6 +108,10 @@ def feed(
         seen_in_list(settings) as of_list,
     ):
         _describe(report, source)
+        if source.is_stream and bloom is not None:
+            raise FeedError(
+                f"{source.path}: --dedupe bloom needs a list that can be read again: fetch it first"
+            )
         choice = Choice(most(source.id), bloom or of_list)
         knowledge = Knowledge(bloom or of_list, of_list, say)
         _Feeder(source, settings, report, wishes, choice, knowledge).run()
