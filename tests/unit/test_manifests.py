@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from list_files import NAMES, Rows, blocks_of, encoded, packed, rows_of, write_parquet
+from list_files import Rows, blocks_of, encoded, packed, rows_of, write_parquet
 
 from dlconsole.services.manifests import Block, Reading
 
@@ -25,7 +25,7 @@ FORMATS = {
 PACKINGS = ("", ".gz", ".zst")
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
-    'a,"\'\t\r\n\\{}[]\0\ufeff\u2028é😀', max_size=8
+    "a,\"'\t\r\n\\{}[]\0\ufeff\u2028é😀", max_size=8
 )
 urls = st.from_regex(r"https?://[a-z,]{1,8}\.example/[a-z0-9,%日\"]{0,12}", fullmatch=True)
 rows_strategy = st.lists(
@@ -57,7 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows_strategy, crlf=st.booleans(), bom=st.booleans(), packing=st.sampled_from(PACKINGS))
-@example(rows=[{"url": "http://a.example/", "caption": '"', "note": '\r\n"",'}], crlf=True, bom=True, packing="")
+@example(
+    rows=[{"url": "http://a.example/", "caption": '"', "note": '\r\n"",'}], crlf=True, bom=True, packing=""
+)
 def test_every_format_gives_the_same_rows_and_goes_on_from_every_block(
     rows: Rows, crlf: bool, bom: bool, packing: str, folder: Path
 ) -> None:
