@@ -19,7 +19,6 @@ from annotated_types import Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import EnvSettingsSource
 
 from dlconsole.errors import ConfigError
 from dlconsole.settings import (
@@ -91,10 +90,6 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     for layer in layers:
         _merge(merged, layer.values)
         origins.update({key: layer.name for key, _ in layer.leaves()})
-    for name in merged:
-        if name.startswith("_"):  # BaseSettings would take these for options of its own
-            source = next(layer.name for layer in layers if name in layer.values)
-            raise ConfigError(f"{source}: unknown key '{name}'{_did_you_mean(name, Settings.model_fields)}")
     try:
         settings = Settings(**merged)
     except ValidationError as error:
@@ -150,12 +145,10 @@ def _read_environment() -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX) or name in known or _context_variable(name):
             continue
         raise ConfigError(f"environment: unknown variable {name}{_did_you_mean(name, known)}")
-    # As text, not through EnvSettingsSource's JSON decoding: a wrong value then fails validation,
-    # with its key and what is accepted, instead of a decoder's message.
-    source = EnvSettingsSource(Settings, case_sensitive=True)
+    # As text: a wrong value then fails validation, with its key and what is accepted.
     values: dict[str, Any] = {}
     for key in known_keys():
-        text = source.env_vars.get(variable(key))
+        text = os.environ.get(variable(key))
         if text is not None:
             _put(values, key, text)
     for name, text in os.environ.items():

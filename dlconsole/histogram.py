@@ -45,7 +45,7 @@ class Histogram:
 
     def absorb(self, other: Histogram) -> None:
         """Count all that `other` counted."""
-        for bucket, count in other._sorted():
+        for bucket, count in other._buckets.copy().items():  # at once: another thread may add meanwhile
             self._buckets[bucket] = self._buckets.get(bucket, 0) + count
 
     def merge(self, others: Iterable[Histogram]) -> Histogram:

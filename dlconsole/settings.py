@@ -5,11 +5,14 @@ Where the values come from is `config.py`'s matter; `docs/settings.md` is made f
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import types
 import typing
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Final, Literal
@@ -18,12 +21,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
 from dlconsole.model import DATASET_RULE, PresetName, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
@@ -208,7 +205,7 @@ def _absolute(value: object) -> object:
     if not str(value) or not str(value).isprintable():
         raise ValueError("expected a path")
     try:
-        return Path(value).expanduser().absolute()
+        return str(Path(value).expanduser().absolute())  # text, which a path is in JSON too
     except RuntimeError:
         raise ValueError("expected a path; this ~user has no home directory") from None
 
@@ -235,19 +232,17 @@ Count = Annotated[int, BeforeValidator(_not_bool)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Dataset = Annotated[str, AfterValidator(_check_dataset)]
-Networks = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
-]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_list)]
 Resolvers = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_resolver)], ...], NoDecode, BeforeValidator(_split_resolvers)
+    tuple[Annotated[str, AfterValidator(_check_resolver)], ...], BeforeValidator(_split_resolvers)
 ]
-Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_ports)]
+Ports = Annotated[tuple[int, ...], BeforeValidator(_split_ports)]
 
 
 class Section(BaseModel):
-    """A table of the settings file."""
+    """A table of the settings file. What stands below a field says what it is, see `descriptions`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ContextSettings(Section):
@@ -298,6 +293,10 @@ class WorkerSettings(Section):
     """What to compare with a task's `hash`, where it has one, in hex; another one is `hash_mismatch`."""
     keep_mismatched: bool = False
     """Whether bodies with another hash are kept, below `.dlconsole-mismatched` in the store."""
+    layout: Literal["as_fed", "hourly"] = "as_fed"
+    """`hourly`: a folder `YYYYMMDDHH`, local time, goes in front of every path, as legacy downloaders do."""
+    ext: Literal["manifest", "real"] = "manifest"
+    """`real`: a path ends as the format that was found (`.jpg`, `.webp` …), whatever the list says."""
     host_name: str = ""
     """The name this host goes by; empty: its host name."""
     host_ip: Annotated[str, AfterValidator(_check_ip)] = ""
@@ -322,6 +321,22 @@ class RetrySettings(Section):
     """Longest wait that a server's Retry-After may ask for, for the task and for its host."""
     max_delayed: Count = Field(default=1_000_000, ge=0, le=100_000_000)
     """Most tasks that wait for a retry at once; more fail for good."""
+
+
+class LedgerSettings(Section):
+    """`[ledger]`: the record of every outcome, in the store."""
+
+    enabled: bool = True
+    """Whether outcomes are written down, one line each, in `<dataset>/ledger` below the store."""
+    max_file_bytes: Bytes = Field(default=256 * 2**20, ge=4096, le=2**40)
+    """A file that would become larger is followed by another one."""
+    digests: Literal["none", "sha256", "md5", "both"] = "none"
+    """Which digests of an image's bytes are worked out and written down with it."""
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The digests that are asked for."""
+        return {"none": (), "both": ("sha256", "md5")}.get(self.digests, (self.digests,))
 
 
 class GuardSettings(Section):
@@ -494,18 +509,12 @@ class LogSettings(Section):
     """`auto`: text on a terminal, JSON Lines elsewhere."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set. Every field can be given in the file, by environment
     (`DLCONSOLE_DATASET`, `DLCONSOLE_WORKER__CONCURRENCY`) and most by a flag.
     """
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=NESTED,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     redis: RedisUrl = ""
     """The Redis server; empty: dlconsole starts one of its own on this machine."""
@@ -523,6 +532,7 @@ class Settings(BaseSettings):
     """Named connections."""
     worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
     retry: RetrySettings = RetrySettings()
+    ledger: LedgerSettings = LedgerSettings()
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
     dns: DnsSettings = DnsSettings()
@@ -531,18 +541,20 @@ class Settings(BaseSettings):
     console: ConsoleSettings = ConsoleSettings()
     log: LogSettings = LogSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `config.load` hands over: it merges the sources, to know which gave each value."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """What each field of a model is: the text that stands below it in the source.
+
+    Read when somebody asks: pydantic would read it at every start of every process.
+    """
+    (node,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for pair in pairwise(node.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text)
+    return found
 
 
 def rule_of(field: FieldInfo | None) -> str:

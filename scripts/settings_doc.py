@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from dlconsole import cli
 from dlconsole.config import variable
-from dlconsole.settings import REDIS_RULE, ContextSettings, Section, Settings, rule_of
+from dlconsole.settings import REDIS_RULE, ContextSettings, Section, Settings, descriptions, rule_of
 from dlconsole.units import BYTES_RULE, SECONDS_RULE
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
@@ -58,16 +58,19 @@ def page() -> str:
     fields = Settings.model_fields
     top = {name: field for name, field in fields.items() if _section(field) is None and name != "contexts"}
     redis_url = textwrap.fill(f"- **A Redis URL** is {REDIS_RULE}.", 100, subsequent_indent="  ")
-    parts = [_HEAD.format(redis_url=redis_url), "\n## The top of the file\n\n", _table(top, "", flags)]
+    parts = [_HEAD.format(redis_url=redis_url), "\n## The top of the file\n\n"]
+    parts.append(_table(top, descriptions(Settings), "", flags))
     for name, field in fields.items():
         section = _section(field)
         if section is not None:
-            parts.append(_heading(section) + _table(section.model_fields, f"{name}.", flags))
+            table = _table(section.model_fields, descriptions(section), f"{name}.", flags)
+            parts.append(_heading(section) + table)
     parts.append(_heading(ContextSettings))
     parts.append("Its variables are `DLCONSOLE_CONTEXTS__NAME__KEY`. None of its keys has a default.\n\n")
     parts.append("| key | what it is | accepted |\n|---|---|---|\n")
+    texts = descriptions(ContextSettings)
     for name, field in ContextSettings.model_fields.items():
-        parts.append(f"| `{name}` | {field.description} | {_accepted(field)} |\n")
+        parts.append(f"| `{name}` | {texts[name]} | {_accepted(field)} |\n")
     return "".join(parts)
 
 
@@ -79,11 +82,11 @@ def _heading(section: type[Section]) -> str:
     return f"\n## {name}\n\n{sentence[0].upper()}{sentence[1:]}\n\n"
 
 
-def _table(fields: dict[str, FieldInfo], prefix: str, flags: dict[str, str]) -> str:
+def _table(fields: dict[str, FieldInfo], texts: dict[str, str], prefix: str, flags: dict[str, str]) -> str:
     rows = ["| key | default | what it is | accepted | flag |\n|---|---|---|---|---|\n"]
     for name, field in fields.items():
         key = prefix + name
-        cells = (f"`{name}`", _default(key, field), field.description, _accepted(field), flags.get(key, ""))
+        cells = (f"`{name}`", _default(key, field), texts[name], _accepted(field), flags.get(key, ""))
         rows.append(f"| {' | '.join(cells)} |\n")
     rows.append(f"\nExample of a variable: `{variable(prefix + next(iter(fields)))}`.\n")
     return "".join(rows)

@@ -163,6 +163,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep bodies with another hash, in .dlconsole-mismatched below the store",
     )
+    keeping = parser.add_argument_group("what is kept")
+    keeping.add_argument(
+        "--layout",
+        dest="worker.layout",
+        metavar="HOW",
+        help="hourly: a folder YYYYMMDDHH in front of every path, as legacy downloaders do (as_fed)",
+    )
+    keeping.add_argument(
+        "--ext",
+        dest="worker.ext",
+        metavar="HOW",
+        help="real: names end as the format that was found, not as the list says (manifest)",
+    )
+    keeping.add_argument(
+        "--no-ledger",
+        dest="ledger.enabled",
+        action="store_false",
+        default=None,
+        help="write down no outcomes: captions and other columns then stay in Redis until their task ends",
+    )
+    keeping.add_argument(
+        "--digests",
+        dest="ledger.digests",
+        metavar="WHICH",
+        help="sha256, md5 or both: digests of each image, in the ledger (none)",
+    )
     manners = parser.add_argument_group("manners")
     manners.add_argument(
         "--per-host",
@@ -204,7 +230,7 @@ def more_help() -> str:
     """The settings of a worker that have no flag, section by section, with their defaults."""
     import textwrap
 
-    from dlconsole.settings import Settings
+    from dlconsole.settings import Settings, descriptions
 
     flags = argparse.ArgumentParser()
     configure(flags)
@@ -213,11 +239,13 @@ def more_help() -> str:
         "settings without a flag: in the file, or as variables such as DLCONSOLE_WORKER__BATCH.",
         "Names in _s are a TIME, those in _bytes a SIZE; the last words are the default.",
     ]
-    for section in ("worker", "fetch", "dns", "retry", "guard"):
+    for section in ("worker", "fetch", "dns", "retry", "ledger", "guard"):
         lines.append("")
-        for name, field in type(getattr(Settings(), section)).model_fields.items():
+        model = type(getattr(Settings(), section))
+        texts = descriptions(model)
+        for name, field in model.model_fields.items():
             if f"{section}.{name}" not in with_flag:
-                what = f"{field.description} ({_shown(name, field.default)})".replace("`", "")
+                what = f"{texts[name]} ({_shown(name, field.default)})".replace("`", "")
                 lines += textwrap.wrap(
                     what, 100, initial_indent=f"  {section + '.' + name:<23} ", subsequent_indent=" " * 26
                 )
@@ -236,13 +264,16 @@ def _shown(name: str, default: object) -> str:
 def run(args: argparse.Namespace) -> int:
     """Supervise the workers until they end; 0 when all ended as they should."""
     from dlconsole import log
-    from dlconsole.services import embedded
     from dlconsole.services.supervisor import WorkerGroup, stop_signals
     from dlconsole.settings import names_contact, redis_name
 
     loaded = load_settings(args)
     logger = log.configure(loaded.settings.log)
-    settings = embedded.resolve(loaded.settings)
+    settings = loaded.settings
+    if not settings.redis:  # else nothing here talks to Redis, and its library takes long to load
+        from dlconsole.services import embedded
+
+        settings = embedded.resolve(settings)
     logger.info(
         "starting",
         redis=redis_name(loaded.settings),

@@ -27,14 +27,14 @@ class Picture:
     body: bytes
 
 
-def make_pictures(seed: int) -> tuple[Picture, ...]:
-    """A few dozen pictures, deterministic for one version of Pillow and numpy."""
+def make_pictures(seed: int, *, count: int = _COUNT) -> tuple[Picture, ...]:
+    """The first `count` of a few dozen pictures, deterministic for one version of Pillow and numpy."""
     random = np.random.default_rng(seed % 2**63)
     sides = len(_SIDES_PX)
     return tuple(
         # The shift by a place a round keeps a format from always getting the same sides.
         _make(random, _SIDES_PX[(index + index // sides) % sides], _FORMATS[index % len(_FORMATS)])
-        for index in range(_COUNT)
+        for index in range(count)
     )
 
 

@@ -98,11 +98,11 @@ class RowWriter:
                 row.pop(id_name, None),
                 row.pop(hash_name, None),
             )
-            if caption.__class__ is not str:
+            if caption.__class__ is not str and caption is not None:
                 caption = _role_value(caption)
             if id_.__class__ is float or id_.__class__ is bytes:
                 id_ = _role_value(id_)
-            if hash_.__class__ is not str:
+            if hash_ is not None:
                 hash_ = _digest(hash_)
             rest = row if kept is None else {name: value for name, value in row.items() if name in kept}
             item = _Item(path, url, f"{prefix}{number}", caption, id_, hash_, rest or None)

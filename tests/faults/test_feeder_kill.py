@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,9 @@ from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import Settings
 
 KEYS = Keys("ds")
-LINES = 200_000
+LINES = 40_000
+BLOCK = 50
+"""Lines in a block: it is blocks that a death comes between, so there are many, and small ones."""
 
 chaos = pytest.mark.chaos
 
@@ -54,6 +58,7 @@ def line(i: int) -> bytes:
     return b"" if i % 1009 == 7 else b"https://host-%d.example/%d/%d.jpg" % (i % 977, i, i)
 
 
+@cache
 def expected() -> list[bytes]:
     """The queue, first to be taken first."""
     form = b'{"img_path": "/ds/images/%s/%s/%s.jpg", "img_url": "%s"}'
@@ -80,7 +85,7 @@ def depth(client: redis.Redis) -> int:
 class Feeder:
     """`dlconsole feed` as a process."""
 
-    def __init__(self, url: str, urls: Path, folder: Path, *, block: int = 250) -> None:
+    def __init__(self, url: str, urls: Path, folder: Path, *, block: int = BLOCK) -> None:
         words = ["feed", str(urls), "--redis", url, "--dataset", "ds", "--block", str(block)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dlconsole", *words],
@@ -96,6 +101,7 @@ class Feeder:
         while not condition():
             if self.process.poll() is not None:
                 return False
+            time.sleep(0.001)  # less than a few blocks take
         return True
 
     def kill(self) -> None:
@@ -133,14 +139,14 @@ def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
     ("kills", "seed"),
     [(4, 3), *(pytest.param(40, seed, marks=[chaos, pytest.mark.timeout(300)]) for seed in (4, 5, 6))],
 )
-@pytest.mark.parametrize("lost_bytes", [0, 400_000], ids=["killed", "lost its last second"])
+@pytest.mark.parametrize("lost_bytes", [0, 80_000], ids=["killed", "lost its last second"])
 def test_a_redis_that_dies_under_the_feeder_gets_each_task_once(
     kills: int, seed: int, lost_bytes: int, urls: Path, server: PrivateRedis, tmp_path: Path
 ) -> None:
     chance = random.Random(seed)
     total = len(expected())
     with connect(server.url, name="test") as client:
-        feeder = Feeder(server.url, urls, tmp_path, block=100)
+        feeder = Feeder(server.url, urls, tmp_path, block=20)
         begun = aof(server).stat().st_size
         # The last time everything is queued, and the feeder waits for it to be on disk.
         for target in [*sorted(chance.sample(range(1, total), kills - 1)), total]:
@@ -249,7 +255,9 @@ def test_answers_that_never_come_feed_each_task_once(
     chance = random.Random(seed)
     with ExitStack() as stack:
         proxy = stack.enter_context(wire(server, lambda: chance.random() < share))
-        settings = Settings.model_validate({"redis": proxy.url, "dataset": "ds"})
+        settings = Settings.model_validate(
+            {"redis": proxy.url, "dataset": "ds", "feed": {"block": 4 * BLOCK}}
+        )
         report = feed(urls, settings)
         client = stack.enter_context(connect(server.url, name="test"))
         assert proxy.swallowed >= 2
@@ -264,8 +272,9 @@ def test_a_stream_survives_answers_that_never_come(server: PrivateRedis, tmp_pat
     content = b"".join(line(i) + b"\n" for i in range(LINES))
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()
-    with wire(server, lambda: chance.random() < 0.02) as proxy:
-        feed(tmp_path / "pipe", Settings.model_validate({"redis": proxy.url, "dataset": "ds"}))
+    with wire(server, lambda: chance.random() < 0.05) as proxy:
+        values = {"redis": proxy.url, "dataset": "ds", "feed": {"block": 4 * BLOCK}}
+        feed(tmp_path / "pipe", Settings.model_validate(values))
         writer.join()
         assert proxy.swallowed >= 1
     with connect(server.url, name="test") as client:

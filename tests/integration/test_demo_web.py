@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from dlconsole.demo.behaviour import Behaviour, Shares, behaviour_of, demo_urls, plan_of
 from dlconsole.demo.certificates import Authority
-from dlconsole.demo.pictures import make_pictures
+from dlconsole.demo.pictures import Picture, make_pictures
 from dlconsole.demo.server import WebServer
 from dlconsole.demo.web import SimulatedWeb, WebConfig, build_server
 from dlconsole.errors import DlconsoleError
@@ -38,7 +39,6 @@ CONFIG = WebConfig(
     retry_after_s=7,
     more_hosts=("127.0.0.2",),
 )
-PICTURES = make_pictures(SEED)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,13 @@ def way(request: pytest.FixtureRequest, web: SimulatedWeb) -> Way:
     return Way("https://pictures.example", lambda url, **o: curl(url, web=web, trust=web.ca_path, **o))
 
 
+@cache
+def pictures() -> tuple[Picture, ...]:
+    return make_pictures(SEED)
+
+
 def picture(url: str) -> bytes:
-    return plan_of(url, CONFIG.shares, SEED).choose(PICTURES).body
+    return plan_of(url, CONFIG.shares, SEED).choose(pictures()).body
 
 
 def raw(web: SimulatedWeb, data: bytes) -> bytes:

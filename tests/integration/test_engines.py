@@ -31,7 +31,7 @@ from dlconsole.workers.fetch.requests_engine import RequestsEngine
 from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.images import is_whole, sniff
 
-PICTURE = make_pictures(1)[0].body
+PICTURE = make_pictures(1, count=1)[0].body
 ENGINES: dict[str, Callable[..., Engine[int]]] = {"curl": CurlEngine, "requests": RequestsEngine}
 BASE: dict[str, Any] = {"allow_networks": ["127.0.0.0/8"], "deadline_s": 30, "max_bytes": "512KiB"}
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("textual", "redis", "pydantic", "pycurl", "rich", "msgspec", "numpy", "PIL", "psutil", "structlog")
+HEAVY = ("textual", "redis", "pydantic", "pycurl", "rich", "msgspec", "numpy", "PIL", "psutil", "asyncio")
 WORKER = ("dlconsole.workers.child", "dlconsole.commands.worker", "dlconsole.services.supervisor")
 
 
@@ -29,7 +29,18 @@ def test_help_loads_none_of_the_libraries() -> None:
 def test_a_worker_loads_neither_textual_nor_what_only_the_demo_needs() -> None:
     loaded = loaded_by("".join(f"import {name}\n" for name in WORKER))
     assert {"dlconsole", "redis"} <= loaded
-    assert loaded.isdisjoint({"textual", "numpy", "PIL"})  # rich comes with structlog
+    assert loaded.isdisjoint({"textual", "numpy", "PIL", "rich", "pydantic_settings"})
+
+
+def test_a_supervisor_of_a_redis_that_it_was_told_loads_no_more_than_its_settings_need() -> None:
+    """It only starts workers, and is started as often."""
+    code = "from dlconsole.cli import main\n"
+    code += "main(['--worker', '--redis', 'redis://127.0.0.1:1/0', '--context', 'none'])"
+    begun = "from dlconsole.commands import worker\nfrom dlconsole import config, log\n"
+    begun += "from dlconsole.services import supervisor\n"
+    loaded = loaded_by(begun + code)
+    assert {"dlconsole", "pydantic"} <= loaded
+    assert loaded.isdisjoint({"redis", "asyncio", "psutil", "rich", "textual", "pycurl", "PIL", "numpy"})
 
 
 def test_a_decoder_begins_with_nothing_of_ours() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from list_files import NAMES, Rows, blocks_of, encoded, packed, rows_of, write_parquet
+from list_files import Rows, blocks_of, encoded, packed, rows_of, write_parquet
 
 from dlconsole.services.manifests import Block, Reading
 

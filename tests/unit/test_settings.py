@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dlconsole.settings import ContextSettings, Section, Settings, mask_url, rule_of, xdg_dir
+from dlconsole.settings import ContextSettings, Section, Settings, descriptions, mask_url, rule_of, xdg_dir
 
 
 def refusals(**values: object) -> list[str]:
@@ -41,15 +41,18 @@ def test_an_xdg_folder_must_be_absolute(home: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_setting_says_what_it_is_and_what_it_takes() -> None:
-    fields = list(Settings.model_fields.items()) + list(ContextSettings.model_fields.items())
-    for _, section in list(Settings.model_fields.items()):
-        if _is_section(section.annotation):
-            assert section.annotation.__doc__
-            fields += section.annotation.model_fields.items()
-    settings = [(name, field) for name, field in fields if not _is_section(field.annotation)]
+    sections = [field.annotation for field in Settings.model_fields.values() if _is_section(field.annotation)]
+    assert all(section.__doc__ for section in sections)
+    models = (Settings, ContextSettings, *sections)
+    settings = [
+        (model, name, field)
+        for model in models
+        for name, field in model.model_fields.items()
+        if not _is_section(field.annotation)
+    ]
     assert len(settings) > 30
-    assert [name for name, field in settings if not field.description] == []
-    assert [name for name, field in settings if not rule_of(field)] == ["contexts"]
+    assert [name for model, name, _ in settings if not descriptions(model).get(name)] == []
+    assert [name for _, name, field in settings if not rule_of(field)] == ["contexts"]
 
 
 def _is_section(annotation: object) -> bool:

@@ -114,23 +114,23 @@ class Sites:
         elapsed_s = max(now - self._reported_at, 1e-3)
         self._reported_at = now
         ranked = _ranked(self._known.copy().items())
-        named = MAX_REPORTED
+        # A site that only redirects has no fetch that ended there.
+        named = [known for known in ranked[:MAX_REPORTED] if known[1].fetches]
+        others = _Site()
+        for rest in (self._others, *(site for _, site in ranked[len(named) :])):
+            others.absorb(rest)
         while True:
-            report = _ENCODER.encode(self._report(ranked, named, elapsed_s))
+            sites = {name: site.stats(elapsed_s) for name, site in named}
+            report = _ENCODER.encode(SitesReport(sites, others.stats(elapsed_s)))
             if len(report) <= MAX_REPORT_BYTES or not named:
                 break
-            named //= 2
+            fewer = len(named) // 2
+            for _, site in named[fewer:]:
+                others.absorb(site)
+            named = named[:fewer]
         for site in (self._others, *(site for _, site in ranked)):
             site.told = site.fetches
         return report
-
-    def _report(self, ranked: list[tuple[str, _Site]], named: int, elapsed_s: float) -> SitesReport:
-        # A site that only redirects has no fetch that ended there.
-        sites = {name: site.stats(elapsed_s) for name, site in ranked[:named] if site.fetches}
-        others = _Site()
-        for rest in (self._others, *(site for _, site in ranked[len(sites) :])):
-            others.absorb(rest)
-        return SitesReport(sites, others.stats(elapsed_s))
 
     def _meet(self, name: str) -> _Site:
         """A site that is not known yet; `_others` where that cannot be a site's name."""

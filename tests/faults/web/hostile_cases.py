@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import trustme
+from bombs import gzip_bomb
 from hostile_server import Handler, Peer
 
 from dlconsole.demo.pictures import make_pictures
 from dlconsole.model import FailureKind as Kind
 
-PICTURE = make_pictures(1)[0].body
+PICTURE = make_pictures(1, count=1)[0].body
 MAX_BYTES = 256 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -140,13 +141,8 @@ def hops(most: int) -> Handler:
     return serve
 
 
-def bomb() -> bytes:
-    """100 MB of zeros, packed into 100 KB: what unpacks it, feels it."""
-    packer = zlib.compressobj(9, wbits=31)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(100)) + packer.flush()
-
-
-BOMB = bomb()
+BOMB = gzip_bomb(100)
+"""What unpacks it, feels it."""
 
 
 def many_hundred_headers(peer: Peer) -> None:
