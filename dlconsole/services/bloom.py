@@ -151,8 +151,8 @@ class Bloom:
             self._is_said = True
             self._say(
                 f"warning: {self.path} is over-full: it was made for {self.shape.items:,} URLs, and takes "
-                f"{_share(self.error)} of new ones for duplicates now, soon more; stop, raise feed.bloom_items "
-                "and remove it, or feed without it"
+                f"{_share(self.error)} of new ones for duplicates now, soon more; stop, raise feed."
+                "bloom_items, remove it and go on, or feed without it"
             )
 
     def forget(self, digests: Digests) -> None:

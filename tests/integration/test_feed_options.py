@@ -332,7 +332,7 @@ class Rollback:
         return True
 
     def keep(self) -> None:
-        self._dumps = {key: self._client.dump(key) for key in self._client.keys()}
+        self._dumps = {key: self._client.dump(key) for key in self._client.scan_iter()}
 
     def back(self) -> None:
         self._client.flushdb()
