@@ -148,7 +148,12 @@ def _fields(raw: bytes) -> dict[str, msgspec.Raw] | None:
     found = read_object(raw)
     if found is None:
         return None
-    return {_sound(name): _shallow(_written(value)) for name, value in found.items()}
+    fields = {_sound(name): _shallow(_written(value)) for name, value in found.items()}
+    for name in ("img_path", "img_url"):
+        # One that cannot be UTF-8 is none: nothing is made of it that was not meant.
+        if isinstance(found.get(name), str):
+            fields[name] = msgspec.Raw(json.dumps(found[name]).encode())
+    return fields
 
 
 def _text(value: msgspec.Raw | None) -> str | None:

@@ -91,7 +91,20 @@ def test_a_caption_of_many_brackets_is_not_deep() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"x", b"[]", b"null", b"\xff", b'{"img_url": "u"}', b'{"img_path": 1, "img_url": "u"}']
+    "raw",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"img_url": "u"}',
+        b'{"img_path": 1, "img_url": "u"}',
+        b'{"img_path": "/a", "img_url": "u\\ud83d"}',
+        b'{"img_path": "/a\xff", "img_url": "u"}',
+        b'{"img_path": "/a", "img_url": [NaN]}',
+        b'{"n": NaN, "img_url": "u", "img_path": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
 )
 def test_what_is_no_task_has_a_key_of_its_own(raw: bytes) -> None:
     assert decode_task(raw) is None
