@@ -72,6 +72,8 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
     the list's name is to be put in front.
     """
     names = header.names
+    if header.fault:
+        raise FeedError(f"none of its first rows can be read ({header.fault}): is that its format? --format")
     if not names:
         return Columns("")
     roles = {role: _role(role, header, settings) for role in ROLES}

@@ -6,14 +6,15 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from dlconsole.services.manifests.lines import BOM
 from dlconsole.services.manifests.origins import Origin
 from dlconsole.services.manifests.places import Packing
 from dlconsole.services.manifests.rows import CHUNK_BYTES, Idle, Stopped, Unreadable
 
 _GZIP: Final = 31
 """zlib's `wbits` for one gzip member."""
-_ZSTD_SLICE: Final = 1024
-"""Packed bytes a call: zstd's answer has no limit of its own, and one of 1 KiB is 32 MiB at most."""
+_ZSTD_SLICE: Final = 256
+"""Packed bytes a call: zstd's answer has no limit of its own; to 256 bytes it is 8 MiB at most."""
 
 
 class _Unpacker(Protocol):
@@ -60,6 +61,8 @@ class Text:
         """What comes next; b'' at the end. Raises OSError, Stopped, Unreadable."""
         data, self._ahead = self._ahead, b""
         data = data or self._next(idle)
+        while self.at == 0 and data and BOM.startswith(data) and (more := self._next(idle)):
+            data += more  # a byte order mark comes whole
         self.at += len(data)
         return data
 
