@@ -404,7 +404,7 @@ def test_row_groups_in_front_of_a_position_are_not_read(folder: Path) -> None:
 
 def test_parquet_that_is_none_or_has_no_reader_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(folder, b"PAR1 no such file", "list.parquet")
-    with pytest.raises(FeedError, match="list.parquet: is damaged, or no Parquet file"):
+    with pytest.raises(FeedError, match=r"list\.parquet: is damaged, or no Parquet file"):
         header_of(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(FeedError, match=r"pip install 'dlconsole\[parquet\]'"):

@@ -66,7 +66,9 @@ class JsonLines:
     def header(self, idle: Idle) -> Header:
         """See RowReader."""
         if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data)))
+            head, is_all = self._text.head(
+                max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data))
+            )
             self._header = _header(self._sample(head, is_all=is_all))
         return self._header
 
@@ -112,7 +114,9 @@ class JsonRows:
     def header(self, idle: Idle) -> Header:
         """See RowReader."""
         if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data)))
+            head, is_all = self._text.head(
+                max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data))
+            )
             self._header = _header(self._sample(head, is_all=is_all))
         return self._header
 
