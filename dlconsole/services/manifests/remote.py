@@ -76,6 +76,7 @@ class RemoteOrigin:
         self._validator = ""
         self._drop = 0
         """Bytes that come once more, from a server that knows no ranges."""
+        self._is_over = False
         self.at = 0
         self._try(self._ask, idle)
         version = self._version or _Version("", "", None)
@@ -91,7 +92,7 @@ class RemoteOrigin:
         """See Origin."""
         if at != self.at:
             self._stop()
-            self.at = at
+            self.at, self._is_over = at, False
 
     def is_changed(self) -> bool:
         """See Origin: each further answer is looked at when it comes."""
@@ -119,12 +120,15 @@ class RemoteOrigin:
         raise AssertionError
 
     def _read(self, idle: Idle) -> bytes:
+        if self._is_over:
+            return b""
         if self._answer is None:
             self._ask(idle)
         while True:
             data = self._answer.take(idle) if self._answer is not None else b""
             if not data and self._drop:
                 raise Unreadable("is shorter than when it was begun, so it is another list now")
+            self._is_over = not data
             dropped = min(self._drop, len(data))
             self._drop -= dropped
             if dropped < len(data) or not data:
