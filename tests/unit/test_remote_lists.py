@@ -172,7 +172,9 @@ def test_troubles_that_may_pass_are_waited_out_and_others_said_without_secrets(s
     assert rows_of(read(url_of(served, "l"))) == [b"http://a/"]
     for statuses, words in (([404], "HTTP 404"), ([500] * 6, "HTTP 500")):
         served.statuses = list(statuses)
-        with pytest.raises(FeedError, match=f"127.0.0.1:[0-9]+/lists/l: cannot be fetched.*{words}") as caught:
+        with pytest.raises(
+            FeedError, match=f"127.0.0.1:[0-9]+/lists/l: cannot be fetched.*{words}"
+        ) as caught:
             read(url_of(served, "l"))
         assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
     served.headers["Content-Encoding"] = "br"

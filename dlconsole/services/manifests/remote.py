@@ -137,6 +137,14 @@ class RemoteOrigin:
 
     def _ask(self, idle: Idle) -> bytes:
         """Begin an answer, from where we are."""
+        try:
+            self._begin(idle)
+        except Unreadable:
+            self._stop()  # nobody reads on in another list
+            raise
+        return b""
+
+    def _begin(self, idle: Idle) -> None:
         headers = {"Accept-Encoding": "identity", "User-Agent": "dlconsole"}
         if self.at and self._validator:
             headers |= {"Range": f"bytes={self.at}-", "If-Range": self._validator}
@@ -155,7 +163,6 @@ class RemoteOrigin:
         if version != self._version or begins > self.at:
             raise Unreadable(_CHANGED)
         self._drop = self.at - begins
-        return b""
 
     def _stop(self) -> None:
         if self._answer is not None:
