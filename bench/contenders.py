@@ -26,6 +26,7 @@ _FLAGS: Final = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
 ENGINES: Final = {
     "perform": ("bench.contenders_curl", "perform_loop", "pycurl"),
     "epoll": ("bench.contenders_curl", "epoll_loop", "pycurl"),
+    "queue": ("bench.contenders_curl", "queue_loop", "pycurl redis"),
     "requests": ("bench.contenders_python", "requests_pool", "requests"),
     "urllib3": ("bench.contenders_python", "urllib3_pool", "urllib3"),
     "aiohttp": ("bench.contenders_python", "aiohttp_loop", "aiohttp"),
@@ -40,7 +41,8 @@ class Order:
     """`engine` is a key of `ENGINES`; `urls` a file of URLs, of which the first `count` are fetched.
 
     The curl loops alone know `connect_to`, addresses (`ADDRESS:PORT`) that connections go to by turns, whatever
-    the host's name, and `ca_file`, whom to trust for https.
+    the host's name, and `ca_file`, whom to trust for https. `redis` has the queue of the one that takes its
+    URLs from there.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class Order:
     concurrency: int
     connect_to: tuple[str, ...] = ()
     ca_file: str = ""
+    redis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,60 @@ class Work:
 
     def save(self, number: int, data: bytes | memoryview) -> None:
         """One picture."""
-        fd = os.open(f"{number}.jpg", _FLAGS, 0o666, dir_fd=self._folder_fd)
+        self._write(f"{number}.jpg", data)
+        self._saved_at.append(time.perf_counter())
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        fd = os.open(name, _FLAGS, 0o666, dir_fd=self._folder_fd)
         try:
             os.write(fd, data)
         finally:
             os.close(fd)
-        self._saved_at.append(time.perf_counter())
 
     def result(self, started: float, cpu_s: float) -> Result:
         """Until the last file, so that what never comes counts only as far as it holds up the rest."""
         if not self._saved_at:
             return Result(time.perf_counter() - started, cpu_s, 0)
         return Result(max(self._saved_at) - started, cpu_s, len(self._saved_at))
+
+
+class QueueWork(Work):
+    """The least that is a worker: tasks are taken from a list in Redis into a hash and out of it again when
+    they are done, and a file appears by renaming.
+    """
+
+    BATCH: Final = 200
+
+    def __init__(self, order: Order, urls: list[str]) -> None:
+        import redis
+
+        super().__init__(order, urls)
+        self._client = redis.Redis.from_url(order.redis)
+        self._done: list[int] = []
+        self._waiting = self._claimed()
+
+    def _claimed(self) -> Iterator[tuple[int, str]]:
+        number = 0
+        while items := self._client.rpop("least_task", self.BATCH):
+            self._client.hset("least_held", mapping={number + i: item for i, item in enumerate(items)})
+            for item in items:
+                yield number, json.loads(item)["img_url"]
+                number += 1
+
+    def save(self, number: int, data: bytes | memoryview) -> None:
+        self._write(f"{number}.part", data)
+        os.rename(f"{number}.part", f"{number}.jpg", src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
+        self._done.append(number)
+        if len(self._done) == self.BATCH:
+            self.ack()
+        self._saved_at.append(time.perf_counter())
+
+    def ack(self) -> None:
+        """Count what is done."""
+        if self._done:
+            self._client.hdel("least_held", *self._done)
+            self._client.incrby("least_stored", len(self._done))
+            self._done.clear()
 
 
 def missing(engine: str) -> str:
@@ -118,7 +163,7 @@ def main() -> None:
     for module in modules.split():
         import_module(module)
     engine = getattr(import_module(place), function)
-    work = Work(order, urls)
+    work = QueueWork(order, urls) if order.redis else Work(order, urls)
     cpu_s, started = time.process_time(), time.perf_counter()
     _open = engine(work)
     result = work.result(started, time.process_time() - cpu_s)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import certifi
 import pycurl
 
-from bench.contenders import BUFFER_BYTES, Order, Work
+from bench.contenders import BUFFER_BYTES, Order, QueueWork, Work
 from dlconsole.services import descriptors
 
 _EPOLL_FOR: Final = {
@@ -131,4 +131,11 @@ def epoll_loop(work: Work) -> _Handles:
                     mask |= pycurl.CSELECT_OUT
                 multi.socket_action(fd, mask)
             handles.collect()
+    return handles
+
+
+def queue_loop(work: QueueWork) -> _Handles:
+    """The quicker of the two, with the least of a queue: no limit, no check, no retry, nothing in a thread."""
+    handles = perform_loop(work)
+    work.ack()
     return handles

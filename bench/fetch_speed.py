@@ -14,12 +14,15 @@ from typing import Final
 
 from bench import fetch_img2dataset as img2dataset
 from bench.contenders import Order, Result, missing
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, by_cpu, by_speed, compared, in_turns
+from bench.fetch_rig import LOOPBACK, Bench, Errand, by_cpu, by_speed, compared, in_turns
 from bench.rig import Ratio, folder, progress
+from bench.rows import Row
 from bench.webs import PICTURE_BYTES, nginx, picture_path
 from dlconsole.settings import FetchSettings
 
 TMPFS, DISK, IMG2DATASET, AIOHTTP = "tmpfs", "disk", "img2dataset", "aiohttp"
+LEAST: Final = "least worker"
+"""The bare loop that has a queue and renames: printed beside it, so that one sees what is possible at all."""
 ROWS: Final = (TMPFS, DISK, IMG2DATASET, AIOHTTP)
 _WHAT: Final = {
     TMPFS: "worker / best bare libcurl loop, on tmpfs",
@@ -29,6 +32,7 @@ _WHAT: Final = {
 }
 _FLOORS: Final = {TMPFS: 0.6, DISK: 0.75, IMG2DATASET: 12.0, AIOHTTP: 1.3}
 _VARIANTS: Final = {
+    LEAST: (("queue", 32), ("queue", 64)),
     "libcurl": (("perform", 16), ("perform", 32), ("perform", 64), ("epoll", 32), ("epoll", 64)),
     "aiohttp": tuple((engine, n) for engine in ("aiohttp", "aiohttp_uvloop") for n in (8, 16, 32)),
     "urllib3": (("urllib3", 4), ("urllib3", 8), ("urllib3", 16)),
@@ -105,7 +109,8 @@ class Race:
 
     def _run(self, variant: tuple[str, int], store: Path, count: int, *, keep: bool = False) -> Result:
         engine, n = variant
-        order = Order(engine, str(self._urls), count, str(store), n)
+        queue = self._bench.redis_url if engine == "queue" else ""
+        order = Order(engine, str(self._urls), count, str(store), n, redis=queue)
         if engine == IMG2DATASET:
             return img2dataset.run(self._bench, self._bench.args.img2dataset, order, keep=keep)
         return self._bench.contender(order, keep=keep)
@@ -113,7 +118,7 @@ class Race:
 
 def measure(bench: Bench, wanted: set[str]) -> Iterator[Row]:
     """The rows of `ROWS` that are wanted. Raises RigError."""
-    families = ["libcurl"] if wanted & {TMPFS, DISK} else []
+    families = ["libcurl", LEAST] if wanted & {TMPFS, DISK} else []
     families += ["aiohttp", *_BESIDE] if AIOHTTP in wanted else []
     families += [IMG2DATASET] if IMG2DATASET in wanted else []
     with ExitStack() as stack:
@@ -135,6 +140,9 @@ def _in_memory(race: Race, runs: dict[str, list[Result]], wanted: set[str]) -> I
             continue
         shown = {who: runs[who] for who in ("worker", family)}
         notes = _notes(race, runs, family)
+        if row == TMPFS:
+            notes += _least(runs)
+            shown[LEAST] = runs[LEAST]
         if row == AIOHTTP:
             notes += _beside(race, runs)
             shown |= {who: runs[who] for who in _BESIDE if who in runs}
@@ -150,6 +158,13 @@ def _notes(race: Race, runs: dict[str, list[Result]], family: str) -> list[str]:
     return notes
 
 
+def _least(runs: dict[str, list[Result]]) -> list[str]:
+    return [
+        Ratio(f"{LEAST} / bare libcurl loop", by_speed(runs, LEAST, "libcurl")).line(),
+        Ratio(f"worker / {LEAST}", by_speed(runs, "worker", LEAST)).line(),
+    ]
+
+
 def _beside(race: Race, runs: dict[str, list[Result]]) -> list[str]:
     return [
         Ratio(f"worker / {family}", by_speed(runs, "worker", family)).line()
@@ -160,9 +175,10 @@ def _beside(race: Race, runs: dict[str, list[Result]]) -> list[str]:
 
 
 def _on_disk(bench: Bench, race: Race) -> Row:
-    needs_bytes = int(2.2 * bench.args.disk_rounds * bench.args.tasks * PICTURE_BYTES * 1.2)
+    needs_bytes = int(3.3 * bench.args.disk_rounds * bench.args.tasks * PICTURE_BYTES * 1.2)
     with folder(in_memory=False, needs_bytes=needs_bytes) as (disk, kind):
         progress(f"files on {kind}")
-        runs = race.rounds(disk, ["libcurl"], bench.args.disk_rounds, keep=True)
+        runs = race.rounds(disk, ["libcurl", LEAST], bench.args.disk_rounds, keep=True)
     ratio = Ratio(_WHAT[DISK], by_speed(runs, "worker", "libcurl"), _FLOORS[DISK])
-    return compared(DISK, ratio, runs, [f"files on {kind}", *_notes(race, runs, "libcurl")])
+    notes = [f"files on {kind}", *_notes(race, runs, "libcurl"), *_least(runs)]
+    return compared(DISK, ratio, runs, notes)

@@ -1,6 +1,7 @@
 """The nouns of the house: frozen, without I/O. `docs/architecture.md` has the words.
 
-Times ending in `_ms` are milliseconds of the Redis server's clock since the epoch; sizes are bytes.
+Times ending in `_ms` are milliseconds of the Redis server's clock since the epoch (`LedgerLine` has this
+host's); sizes are bytes.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 _DATASET: Final = re.compile(r"[^\W_][\w.\-]{0,99}")
+
+PresetName = Literal[
+    "", "laion400m", "laion2b", "coyo700m", "cc3m", "cc12m", "datacomp", "wukong", "opendatalab-laion"
+]
+"""Data sets whose lists are known; see `services/presets.py`."""
 
 DATASET_RULE: Final = (
     "1 to 100 letters, digits, '_', '-' or '.', the first a letter or a digit (it names keys and folders)"
@@ -65,16 +71,23 @@ STATUS_NONE: Final = 900
 """What the legacy error item carries as `status` when there was no HTTP status."""
 
 
-class Task(msgspec.Struct, frozen=True, gc=False):
-    """The part of a queue item that a worker acts on; every other column stays in the raw item.
+class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"history": "_retry"}):
+    """A queue item: where to fetch, where to put it, and, as JSON that nobody has looked into, what travels
+    with it. Items of others have other keys: `services/tasks.py` reads them.
 
     `img_path` is a path under the store, with one leading slash as the legacy feeder writes it. `hash` is
-    whatever the list had in its column of that name, which need not be a digest.
+    whatever the list had in its column of that name, which need not be a digest. `key` is '' in items of
+    text lists and of legacy feeders.
     """
 
     img_path: str
     img_url: str
-    hash: Any = None
+    key: str = ""
+    caption: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    hash: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    columns: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    history: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class LookupResult(StrEnum):
@@ -117,6 +130,51 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
 
 Outcome = Stored | Failure
+
+
+class LedgerLine(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One final outcome, a line of `<store>/<dataset>/ledger/*.jsonl`; what has its default is left out.
+
+    Of several lines with one key (a worker died between its line and its ack) the one that counts has the
+    greatest `ended_ms`, then the later file name, then the later place in the file.
+    """
+
+    key: str
+    """The item's own `key`, or else the first 32 hex digits of the SHA-256 of path, NUL and URL as fed; of an
+    item that is no task, of all its bytes.
+    """
+    outcome: Literal["stored", "failed"]
+    url: str
+    final_url: str = ""
+    """Where redirects led to; '' where they did not."""
+    path: str = ""
+    """Below the store, with a leading slash: where the image is, or would have gone."""
+    status: int | None = None
+    """The HTTP status; None where there was none."""
+    kind: str | None = None
+    """The failure kind; None for a stored one."""
+    message: str = ""
+    bytes: int = 0
+    format: str = ""
+    """Pillow's name for it."""
+    width: int = 0
+    height: int = 0
+    """Pixels, as stored; 0 where the header does not say."""
+    sha256: str = ""
+    md5: str = ""
+    """Of the body, lower-case hex; '' where not asked for, or where there is none."""
+    attempts: int = 1
+    """How often it was tried, this time included."""
+    worker: str = ""
+    """The session's id."""
+    started_ms: int = 0
+    ended_ms: int = 0
+    """When this attempt began and ended: ms since the epoch, by this host's clock."""
+    caption: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    hash: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    columns: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """JSON as it stands in the item, byte for byte; keys that are none of ours are in `columns`."""
 
 
 class SessionStats(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -22,7 +22,7 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from dlconsole.model import DATASET_RULE, is_dataset_name
+from dlconsole.model import DATASET_RULE, PresetName, is_dataset_name
 from dlconsole.units import BYTES_RULE, SECONDS_RULE, parse_bytes, parse_seconds
 
 _LEAST_BODY_BYTES: Final = 64 * 2**10
@@ -55,6 +55,11 @@ _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
 )
+LAYOUTS: Final = {
+    "sharded": "/{ds}/images/{ab}/{cd}/{sha256}.jpg",
+    "flat": "/{ds}/images/{sha256}.jpg",
+}
+"""Where images go by `feed.layout`, as a path template."""
 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 CONTACT_RULE: Final = "a mail address or an http(s) URL, in up to 200 printable ASCII characters"
@@ -98,6 +103,8 @@ def _check_dataset(name: str) -> str:
 
 
 def _check_template(template: str) -> str:
+    if not template:
+        return template
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -286,6 +293,10 @@ class WorkerSettings(Section):
     """What to compare with a task's `hash`, where it has one, in hex; another one is `hash_mismatch`."""
     keep_mismatched: bool = False
     """Whether bodies with another hash are kept, below `.dlconsole-mismatched` in the store."""
+    layout: Literal["as_fed", "hourly"] = "as_fed"
+    """`hourly`: a folder `YYYYMMDDHH`, local time, goes in front of every path, as legacy downloaders do."""
+    ext: Literal["manifest", "real"] = "manifest"
+    """`real`: a path ends as the format that was found (`.jpg`, `.webp` …), whatever the list says."""
     host_name: str = ""
     """The name this host goes by; empty: its host name."""
     host_ip: Annotated[str, AfterValidator(_check_ip)] = ""
@@ -310,6 +321,22 @@ class RetrySettings(Section):
     """Longest wait that a server's Retry-After may ask for, for the task and for its host."""
     max_delayed: Count = Field(default=1_000_000, ge=0, le=100_000_000)
     """Most tasks that wait for a retry at once; more fail for good."""
+
+
+class LedgerSettings(Section):
+    """`[ledger]`: the record of every outcome, in the store."""
+
+    enabled: bool = True
+    """Whether outcomes are written down, one line each, in `<dataset>/ledger` below the store."""
+    max_file_bytes: Bytes = Field(default=256 * 2**20, ge=4096, le=2**40)
+    """A file that would become larger is followed by another one."""
+    digests: Literal["none", "sha256", "md5", "both"] = "none"
+    """Which digests of an image's bytes are worked out and written down with it."""
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The digests that are asked for."""
+        return {"none": (), "both": ("sha256", "md5")}.get(self.digests, (self.digests,))
 
 
 class GuardSettings(Section):
@@ -399,14 +426,60 @@ class DnsSettings(Section):
 class FeedSettings(Section):
     """`[feed]`: URL lists to tasks."""
 
-    path_template: Annotated[str, AfterValidator(_check_template)] = "/{ds}/images/{sha256}.jpg"
-    """Where an image goes; {ab} and {cd} are the first and second two characters of {sha256}."""
+    layout: Literal["sharded", "flat"] = "sharded"
+    """`sharded`: `/{ds}/images/{ab}/{cd}/{sha256}.jpg`. `flat`: without `{ab}/{cd}`, as legacy feeders do."""
+    path_template: Annotated[str, AfterValidator(_check_template)] = ""
+    """A place for images; {ab}, {cd}: the first and second two characters of {sha256}. Empty: none."""
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
-    """Longer lines are refused as bad rows."""
+    """Longer URLs are refused as bad rows."""
+    format: Literal["auto", "txt", "csv", "tsv", "tsv-quoted", "json", "jsonl", "parquet"] = "auto"
+    """Format of the lists; `auto`: as their names end, else the preset's, else plain text."""
+    preset: PresetName = ""
+    """Data set that the lists are of: their columns, and their format where no name says it."""
+    url_column: str = ""
+    """Column of the URL; empty: found by its name."""
+    caption_column: str = ""
+    """Column of the caption; empty: found by its name; `none`: none."""
+    id_column: str = ""
+    """Column of the id; empty: found by its name; `none`: none."""
+    hash_column: str = ""
+    """Column of the image's digest; empty: found by its name; `none`: none."""
+    ext_column: str = ""
+    """Column of the file name's extension; empty: found by its name; `none`: none."""
+    keep: str = "small"
+    """Other columns that travel along: `small` (values up to `max_column_bytes`), `all`, `none`, or names
+    separated by commas."""
+    max_column_bytes: Bytes = Field(default=1024, ge=1, le=2**20)
+    """Largest value that travels along with `keep = "small"`; caption, id and hash have no such limit."""
+    max_row_bytes: Bytes = Field(default=2**20, ge=1024, le=2**26)
+    """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
+    reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
+    """Folder that bad rows are written to, one file a list that has some."""
+    threshold: Count = Field(default=0, ge=0, le=2**53)
+    """Feeding stops while the queue has more tasks than this (the legacy `addtask_threshold`); 0: never."""
+    shuffle_hosts: bool = False
+    """Whether neighbours in the queue are to be of different hosts, within a window of the list."""
+    shuffle_window: Count = Field(default=20_000, ge=2, le=1_000_000)
+    """Rows of that window; it ends before where its tasks have 64 MiB."""
+    dedupe: Literal["off", "file", "bloom"] = "off"
+    """Of equal URLs the first is fed: `file` within each list, `bloom` across lists, with a known error."""
+    bloom_items: Count = Field(default=100_000_000, ge=1000, le=10**11)
+    """URLs that a new Bloom filter is made for: 1.8 bytes each with an error of 0.001."""
+    bloom_error: float = Field(default=0.001, ge=1e-9, le=0.5)
+    """Share of new URLs that is taken for duplicates when it has so many."""
+    temp_dir: Folder | None = None
+    """Folder for the table of URLs of `dedupe = "file"`, 32 to 64 bytes a URL; none: below `state_dir`."""
+    watch_s: Seconds = Field(default=5.0, ge=0.1, le=3600)
+    """How long a list in a watched folder must stay the same before it is fed; so often is looked."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
+
+    @property
+    def template(self) -> str:
+        """Where an image goes: `path_template`, or what the layout says."""
+        return self.path_template or LAYOUTS[self.layout]
 
 
 class ErrorsSettings(Section):
@@ -459,6 +532,7 @@ class Settings(BaseModel):
     """Named connections."""
     worker: WorkerSettings = Field(default_factory=WorkerSettings)  # its folder depends on where we are
     retry: RetrySettings = RetrySettings()
+    ledger: LedgerSettings = LedgerSettings()
     guard: GuardSettings = GuardSettings()
     fetch: FetchSettings = FetchSettings()
     dns: DnsSettings = DnsSettings()

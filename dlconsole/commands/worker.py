@@ -163,6 +163,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep bodies with another hash, in .dlconsole-mismatched below the store",
     )
+    keeping = parser.add_argument_group("what is kept")
+    keeping.add_argument(
+        "--layout",
+        dest="worker.layout",
+        metavar="HOW",
+        help="hourly: a folder YYYYMMDDHH in front of every path, as legacy downloaders do (as_fed)",
+    )
+    keeping.add_argument(
+        "--ext",
+        dest="worker.ext",
+        metavar="HOW",
+        help="real: names end as the format that was found, not as the list says (manifest)",
+    )
+    keeping.add_argument(
+        "--no-ledger",
+        dest="ledger.enabled",
+        action="store_false",
+        default=None,
+        help="write down no outcomes: captions and other columns then stay in Redis until their task ends",
+    )
+    keeping.add_argument(
+        "--digests",
+        dest="ledger.digests",
+        metavar="WHICH",
+        help="sha256, md5 or both: digests of each image, in the ledger (none)",
+    )
     manners = parser.add_argument_group("manners")
     manners.add_argument(
         "--per-host",
@@ -213,7 +239,7 @@ def more_help() -> str:
         "settings without a flag: in the file, or as variables such as DLCONSOLE_WORKER__BATCH.",
         "Names in _s are a TIME, those in _bytes a SIZE; the last words are the default.",
     ]
-    for section in ("worker", "fetch", "dns", "retry", "guard"):
+    for section in ("worker", "fetch", "dns", "retry", "ledger", "guard"):
         lines.append("")
         model = type(getattr(Settings(), section))
         texts = descriptions(model)

@@ -30,6 +30,7 @@ from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.supervisor import WorkerGroup
 from dlconsole.settings import FeedSettings, FetchSettings, RetrySettings, Settings, WorkerSettings
 from dlconsole.workers.partial import PARTIAL
+from dlconsole.workers.places import LEDGER
 
 _STOP_S: Final = 5.0
 _TEND_S: Final = 0.1
@@ -270,7 +271,8 @@ def _check_store(store: Path) -> None:
 
 
 def _files(store: Path) -> Iterator[Path]:
-    return (path for path in store.rglob("*") if path.is_file() and PARTIAL not in path.parts)
+    files = (path for path in store.rglob("*") if path.is_file())
+    return (path for path in files if not {PARTIAL, LEDGER} & set(path.relative_to(store).parts[:2]))
 
 
 def _kind_of(item: bytes) -> str:

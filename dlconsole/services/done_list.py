@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlconsole.services.manifests import Place, Remote
+
 
 @dataclass(frozen=True, slots=True)
 class DoneList:
@@ -19,15 +21,23 @@ class DoneList:
 
     path: Path
 
-    def has(self, path: Path) -> bool:
-        """Whether `path` is in it, as it was given or as an absolute path. Raises OSError."""
-        return bool({os.fsencode(path), _absolute(path)} & self._read())
+    def has(self, place: Place) -> bool:
+        """Whether a list is in it, by its path as it was given or made absolute. Raises OSError.
 
-    def add(self, paths: Iterable[Path]) -> None:
+        Never a URL: without its query, which may be secret, it would name several lists.
+        """
+        if isinstance(place, Remote):
+            return False
+        return bool({os.fsencode(place), _absolute(place)} & self._read())
+
+    def add(self, places: Iterable[Place]) -> None:
         """Append those that it does not have, in one write, safe on disk. Raises OSError.
 
         A last line without its newline is ended first; a write that a full disk cuts short is taken back.
         """
+        paths = [place for place in places if isinstance(place, Path)]
+        if not paths:
+            return
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)

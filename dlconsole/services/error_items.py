@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from dlconsole.model import STATUS_NONE, FailureKind
 from dlconsole.services.objects import SENTINEL, is_json, read_object, write_object
-from dlconsole.services.queue import task_of
 from dlconsole.services.retries import HISTORY, without_history
+from dlconsole.services.tasks import task_of
 
 NO_ANSWER: Final = "no_answer"
 BAD_BODY: Final = "bad_body"

@@ -9,141 +9,157 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-import redis
 
-from dlconsole.errors import FeedError, RedisUnavailable, RedisUnusable
-from dlconsole.services import manifests
-from dlconsole.services.connection import check_version, connect, translated
-from dlconsole.services.items import Tally, TaskWriter
-from dlconsole.services.keys import Keys
-from dlconsole.services.manifests import UrlList
+from dlconsole.errors import FeedError, RedisUnavailable
+from dlconsole.services.columns import Columns
+from dlconsole.services.feed_choice import Choice, Knowledge, seen_in_list
+from dlconsole.services.feed_link import Link, Push
+from dlconsole.services.feed_report import FeedReport, Position, parse_position
+from dlconsole.services.feed_windows import WindowReader
+from dlconsole.services.items import Tally
+from dlconsole.services.list_items import ItemMaker, item_maker, open_as_set
+from dlconsole.services.manifests import Place, Stopped, UrlList
 from dlconsole.services.patience import Patience, wait_while
 from dlconsole.services.permission import require_writable
-from dlconsole.services.scripts import script
+from dlconsole.services.rejects import RejectFile
 from dlconsole.settings import Settings
 
-CLIENT_NAME: Final = "dlconsole-feed"
+if TYPE_CHECKING:
+    from dlconsole.services.bloom import Bloom
 
-
-class Position(msgspec.Struct, frozen=True):
-    """How far a list is fed: a value of `…:dl:feed`. `offset` and `line` are behind the last block, the
-    counts are of this `turn`: how often the list was begun. `path` is where it was, for a reader.
-    """
-
-    path: str
-    turn: int = 1
-    line: int = 0
-    offset: int = 0
-    fed: int = 0
-    not_http: int = 0
-    blank: int = 0
-    bad: int = 0
-
-
-_POSITION: Final = msgspec.json.Decoder(Position)
-
-
-def parse_position(text: bytes | None) -> Position | None:
-    """The position that Redis has, None for none. Raises RedisUnusable where it is not ours."""
-    if not text:
-        return None
-    try:
-        return _POSITION.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise RedisUnusable(f"a list's position in Redis is none of dlconsole's: {text[:80]!r}") from None
-
-
-@dataclass(slots=True)
-class FeedReport:
-    """What feeding a list did so far. `lines` are those that lie behind it, also of earlier runs; the
-    counts are of this run: `tasks` were made, `fed` of them are known to be in Redis.
-    `samples` are the first bad rows: line number from 1 → why.
-    """
-
-    list_id: str = ""
-    size: int | None = None
-    began_line: int = 0
-    fed_before: int = 0
-    """Where an earlier run had come to, and how many tasks it fed."""
-    lines: int = 0
-    position: int = 0
-    tasks: int = 0
-    fed: int = 0
-    not_http: int = 0
-    blank: int = 0
-    bad: int = 0
-    samples: dict[int, str] = field(default_factory=dict)
-    waiting: str = ""
-    """Why nothing is pushed just now: Redis is away."""
-    fed_as: str = ""
-    """Nothing was left to do: the path that this list, or one with equal content, was fed from."""
-    listed: bool = False
-    """Nothing was done: the list of lists that are done has it, and Redis knows nothing of it."""
-    stopped: bool = False
+_ASK_DEPTH_S: Final = 1.0
+"""How often the queue's length is asked for while it is above the threshold."""
 
 
 def count(
-    path: Path,
+    place: Place,
     settings: Settings,
-    on_progress: Callable[[FeedReport], bool],
+    on_progress: Callable[[FeedReport], bool] = lambda _report: True,
     on_tasks: Callable[[list[bytes]], None] = lambda _items: None,
+    on_columns: Callable[[Columns], None] = lambda _columns: None,
+    most: int | None = None,
 ) -> FeedReport:
-    """Read a list as `feed` would, and push nothing; `on_tasks` is given the items. Raises FeedError."""
-    writer, tally, report = TaskWriter(settings), Tally(), FeedReport()
-    limit = settings.feed.max_url_bytes
-    with manifests.open_list(path) as source:
-        for block in source.blocks(
-            at=0, lines=settings.feed.block, max_line_bytes=limit, idle=lambda: on_progress(report)
-        ):
-            on_tasks(writer.tasks(block.lines, tally, too_long=block.too_long))
-            report.lines, report.position, report.tasks = tally.lines, block.end, tally.tasks
+    """Read a list as `feed` would, up to `most` tasks, and push nothing; `on_tasks` is given the items.
+    Duplicates are counted with the others. Raises FeedError.
+    """
+    tally, report = Tally(), FeedReport()
+
+    def goes_on() -> bool:
+        report.stopped = not on_progress(report)
+        return not report.stopped
+
+    with _stoppable(report), open_as_set(place, settings, goes_on) as source:
+        _describe(report, source)
+        maker = item_maker(source, settings, goes_on)
+        _tell_columns(report, maker, on_columns)
+        for block in source.blocks(idle=goes_on, names=maker.needed):
+            tally.next_block()
+            items = maker.items(block, tally)
+            if most is not None and tally.tasks >= most:
+                items = items[: len(items) - (tally.tasks - most)]
+                tally.tasks, report.limited = most, True
+            on_tasks(items)
+            report.lines, report.position, report.tasks = tally.lines, source.raw_at, tally.tasks
             report.not_http, report.blank, report.bad = tally.not_http, tally.blank, tally.bad
             report.samples = tally.samples
-            if not on_progress(report):
-                report.stopped = True
+            _add_up(report.too_large, tally.too_large)
+            if not goes_on() or report.limited:
                 break
     return report
 
 
 def feed(
-    path: Path,
+    place: Place,
     settings: Settings,
     *,
     skip: int = 0,
     again: bool = False,
     listed: bool = False,
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
+    on_columns: Callable[[Columns], None] = lambda _columns: None,
     say: Callable[[str], None] = lambda _text: None,
+    most: Callable[[str], int | None] = lambda _list_id: None,
+    bloom: Bloom | None = None,
 ) -> FeedReport:
     """Feed a list from where it stands; `on_progress` is called after each block, and ends it by False.
+    `on_columns` is told, before anything is fed, what the list's columns are; not of plain text.
 
-    `skip` lines of a stream are left out. `again` feeds a list that is done once more; one that is half
-    fed is gone on with all the same, so the same command can be repeated until it comes to its end.
+    `skip` lines or rows of a stream are left out. `again` feeds a list that is done once more; one that is
+    half fed is gone on with all the same, so the same command can be repeated until it comes to its end.
     `listed` says that somebody else knows this list to be done, which counts where Redis does not know it.
+    `most` tells, by the list's id, how many of its tasks may be fed in this turn, those of earlier runs
+    counted; None for all. `bloom` is what knows duplicates with `feed.dedupe = "bloom"`.
 
     Waits while Redis is away, and tells `say`. Raises FeedError, ReadOnlyError, RedisUnusable.
     """
     require_writable(settings, "feeding")
     report = FeedReport()
-    with manifests.open_list(path) as source:
-        _Feeder(source, settings, report, on_progress, say, skip=skip, again=again, listed=listed).run()
+    wishes = _Wishes(on_progress, on_columns, say, skip=skip, again=again, listed=listed)
+    with (
+        _stoppable(report),
+        open_as_set(place, settings, lambda: on_progress(report)) as source,
+        seen_in_list(settings) as of_list,
+    ):
+        _describe(report, source)
+        if source.is_stream and bloom is not None:
+            raise FeedError(
+                f"{source.path}: --dedupe bloom needs a list that can be read again: fetch it first"
+            )
+        choice = Choice(most(source.id), bloom or of_list)
+        knowledge = Knowledge(bloom or of_list, of_list, say)
+        _Feeder(source, settings, report, wishes, choice, knowledge).run()
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Push:
-    """A block on its way: from position `before` to `after`, as text and as numbers."""
+@contextmanager
+def _stoppable(report: FeedReport) -> Iterator[None]:
+    """Waiting for a list that was ended is no error."""
+    try:
+        yield
+    except Stopped:
+        report.stopped = True
 
-    before: bytes
-    after: bytes
-    to: Position
-    items: list[bytes]
+
+def _describe(report: FeedReport, source: UrlList) -> None:
+    report.list_id, report.size, report.raw_bytes = source.id, source.size, source.raw_bytes
+    report.is_stream, report.has_columns = source.is_stream, source.has_columns
+
+
+def _tell_columns(report: FeedReport, maker: ItemMaker, on_columns: Callable[[Columns], None]) -> None:
+    if maker.columns is not None and maker.columns.url:
+        report.columns = maker.columns.to_json()
+        on_columns(maker.columns)
+
+
+def _add_up(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, number in more.items():
+        counts[name] = counts.get(name, 0) + number
+
+
+def _shown_place(place: Place) -> str:
+    """A place as Redis keeps it: a file's whole path."""
+    if isinstance(place, Path):
+        return os.fsencode(place.absolute()).decode("utf-8", "replace")
+    return str(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What `feed` was asked for; see there."""
+
+    on_progress: Callable[[FeedReport], bool]
+    on_columns: Callable[[Columns], None]
+    say: Callable[[str], None]
+    skip: int
+    again: bool
+    listed: bool
 
 
 class _Moved(Exception):
@@ -158,42 +174,49 @@ class _Feeder:
         source: UrlList,
         settings: Settings,
         report: FeedReport,
-        on_progress: Callable[[FeedReport], bool],
-        say: Callable[[str], None],
-        *,
-        skip: int,
-        again: bool,
-        listed: bool,
+        wishes: _Wishes,
+        choice: Choice,
+        knowledge: Knowledge,
     ) -> None:
         self._source = source
         self._settings = settings
         self._report = report
-        self._on_progress = on_progress
-        self._patience = Patience(wait_while(self._goes_on), say)
-        self._skip = skip
-        self._again = again
-        self._listed = listed
-        self._path = os.fsencode(source.path.absolute()).decode("utf-8", "replace")
-        self._writer = TaskWriter(settings)
-        self._sent: deque[_Push] = deque()
-        self._made: Iterator[_Push] = iter(())
+        self._wishes = wishes
+        self._choice = choice
+        self._knowledge = knowledge
+        self._skip = wishes.skip if source.is_stream else 0
+        self._wait = wait_while(self._goes_on)
+        self._patience = Patience(self._wait, wishes.say)
+        self._path = _shown_place(source.path)
+        name = "stdin" if str(source.path) == "-" else source.path.name
+        self._rejects = RejectFile(settings.feed.reject_dir, name, source.id, wishes.say)
+        self._reader: WindowReader | None = None
+        self._depth: int | None = None
+        """The queue's length as it was last told by this link."""
+        self._sent: deque[Push] = deque()
+        self._made: Iterator[Push] = iter(())
         self._stands: bytes | None = None
         """The last position that Redis said; None before the first."""
         self._turn = 1
+        self._fed = 0
+        """Tasks of this turn up to the last one that was made."""
         self._began = Position(self._path)
-        report.list_id, report.size = source.id, source.size
 
     def run(self) -> None:
         """Until the list's end, or until it was asked to stop."""
+        with closing(self._rejects):
+            self._run()
+
+    def _run(self) -> None:
         at_end = False
         while not self._report.stopped:
             try:
-                with _Link(self._settings, self._source.id) as link:
-                    self._report.waiting = ""
+                with Link(self._settings, self._source.id) as link:
+                    self._report.waiting, self._depth = "", None
                     if not at_end and self._agree(link):
                         self._push_all(link)
                     at_end = not self._report.stopped
-                    if at_end and self._source.size is None:
+                    if at_end and self._source.is_stream:
                         link.forget()
                     self._patience.over()
                     return
@@ -203,7 +226,7 @@ class _Feeder:
                 self._report.waiting = str(trouble)
                 self._patience.pause(trouble)
 
-    def _agree(self, link: _Link) -> bool:
+    def _agree(self, link: Link) -> bool:
         """Ask where the list stands and go on from there; whether anything is left to do."""
         stands = link.stands()
         first, self._stands = self._stands is None, self._stands if self._stands is not None else b""
@@ -220,166 +243,159 @@ class _Feeder:
     def _go_on_from(self, stands: bytes, *, first: bool) -> bool:
         """Begin at, or go back or forward to, the position that Redis has."""
         found = parse_position(stands)
-        size = self._source.size
-        if size is None and not first:
+        source, again = self._source, self._wishes.again
+        if source.is_stream and not first:
+            line = found.line if found else self._skip
             raise FeedError(
-                f"{self._source.path}: Redis came back without what was pushed last, and a stream cannot be "
-                f"read twice; feed it once more from line {(found.line if found else self._skip) + 1} on "
-                f"(--skip {found.line if found else self._skip})"
+                f"{source.path}: Redis came back without what was pushed last, and a stream cannot be read "
+                f"twice; feed it once more from line {line + 1} on (--skip {line})"
+                + (f"; {found.window.taken:,} tasks behind it are queued" if found and found.window else "")
             )
-        if first and self._listed and not self._again and found is None:
-            self._report.listed, self._report.position = True, size or 0
+        if first and self._wishes.listed and not again and found is None:
+            self._report.listed, self._report.position = True, source.raw_bytes or 0
             return False
-        complete = size is not None and found is not None and found.offset >= size
+        complete = not source.is_stream and found is not None and found.is_complete(source.size)
         if first and found is not None:
-            self._turn = found.turn + (complete and self._again)
+            self._turn = found.turn + (complete and again)
         done = complete and found is not None and found.turn >= self._turn
         if found is None or (complete and not done):
-            found = Position(self._path, turn=self._turn, line=self._skip if size is None else 0)
-        if first or found.turn != self._began.turn or found.offset < self._began.offset:
+            found = Position(self._path, turn=self._turn, line=self._skip)
+        if first or found.turn != self._began.turn or found.made < self._began.made:
             self._began = found
             self._report.began_line, self._report.fed_before = found.line, found.fed
+        for push in self._sent:
+            self._choice.forget(push.digests)
         self._sent.clear()
         self._stands = stands
         self._show(found)
         if done:
-            self._report.fed_as, self._report.position = found.path if first else "", size or 0
+            self._report.fed_as = found.path if first else ""
+            self._report.position = source.raw_bytes or 0
             return False
-        self._made = self._pushes(found)
+        self._report.limited = self._choice.is_reached(found.fed)
+        if self._report.limited:
+            return False
+        return self._begin_at(found)
+
+    def _begin_at(self, found: Position) -> bool:
+        """Make ready to push what follows; False where the list was ended meanwhile."""
+        reader = self._ready_reader()
+        # Of streams every row before the limit has to be told apart: how else could one go on behind it?
+        reader.rows_apart = lambda rows: self._source.is_stream and self._choice.is_reached(self._fed + rows)
+        self._knowledge.begin(self._source.id, found, reader, self._goes_on_learning)
+        self._report.waiting = ""
+        if self._report.stopped:
+            return False
+        self._made = self._pushes(found, reader)
+        self._rejects.cut_behind(found.line)
         return True
 
-    def _push_all(self, link: _Link) -> None:
-        for push in self._made:
+    def _goes_on_learning(self, waiting: str) -> bool:
+        self._report.waiting = waiting
+        return self._goes_on()
+
+    def _ready_reader(self) -> WindowReader:
+        if self._reader is None:
+            maker = item_maker(self._source, self._settings, self._goes_on)
+            _tell_columns(self._report, maker, self._wishes.on_columns)
+            self._reader = WindowReader(
+                self._source,
+                maker,
+                self._settings.feed,
+                self._goes_on,
+                self._rejects.write,
+                self._report.samples,
+                self._skip,
+            )
+        return self._reader
+
+    def _push_all(self, link: Link) -> None:
+        while self._has_room(link) and (push := next(self._made, None)) is not None:
             self._sent.append(push)
             link.send(push)
             while len(self._sent) > 1:
                 self._collect(link)
-            if not self._goes_on():
+            # A stream can be gone on with behind a window, not inside.
+            if not self._goes_on() and not (self._source.is_stream and push.to.window):
                 break
         while self._sent:
             self._collect(link)
 
-    def _pushes(self, start: Position) -> Iterator[_Push]:
-        """The list's blocks from `start` on, each knowing which one it follows."""
-        settings = self._settings.feed
-        tally = Tally(start.line, start.fed, start.not_http, start.blank, start.bad, self._report.samples)
-        before = self._stands or b""
-        blocks = self._source.blocks(
-            at=start.offset,
-            lines=settings.block,
-            max_line_bytes=settings.max_url_bytes,
-            idle=self._goes_on,
-        )
-        for lines, too_long, end in self._skipped(blocks):
-            items = self._writer.tasks(lines, tally, too_long=too_long)
-            to = Position(
-                self._path, self._turn, tally.lines, end, tally.tasks, tally.not_http, tally.blank, tally.bad
-            )
-            after = msgspec.json.encode(to)
-            self._report.tasks = tally.tasks - self._began.fed
-            self._report.position = end
-            yield _Push(before, after, to, items)
-            before = after
+    def _has_room(self, link: Link) -> bool:
+        """Wait while the queue is full enough; False where it was asked to stop."""
+        most = self._settings.feed.threshold
+        if not most:
+            return True
+        if self._depth is None:
+            self._depth = link.depth()
+        if self._depth + sum(len(push.items) for push in self._sent) <= most:
+            return True
+        while self._sent:
+            self._collect(link)
+        while self._depth > most:
+            self._report.waiting = f"the queue has {self._depth:,} tasks, more than {most:,} (--threshold)"
+            if self._wait(_ASK_DEPTH_S):
+                return False
+            self._depth = link.depth()
+        self._report.waiting = ""
+        return True
+
+    def _pushes(self, start: Position, reader: WindowReader) -> Iterator[Push]:
+        """What follows `start`, each part knowing which one it follows."""
+        block, report, choice = self._settings.feed.block, self._report, self._choice
+        before, before_line = self._stands or b"", start.line
+        duplicates, made = start.duplicates, start.made
+        self._fed = start.fed
+        for window in reader.windows(start):
+            window.first, is_over = made, False
+            while not is_over:
+                chosen = choice.of(window, block, self._fed)
+                window.taken += chosen.taken
+                is_over = window.taken == len(window.items)
+                self._fed += len(chosen.items)
+                duplicates += chosen.taken - len(chosen.items)
+                to = window.position(self._fed, duplicates)
+                after = msgspec.json.encode(to)
+                report.tasks, report.position = self._fed - self._began.fed, self._source.raw_at
+                yield Push(
+                    before, before_line, after, to, chosen.items, chosen.digests, made + len(window.items),
+                    window.too_large if is_over else {},
+                )  # fmt: skip
+                before, before_line = after, to.line
+                if choice.is_reached(self._fed):
+                    report.limited = not to.is_complete(self._source.size)
+                    return
+            made += len(window.items)
 
     def _goes_on(self) -> bool:
-        self._report.stopped = not self._on_progress(self._report)
+        self._report.stopped = not self._wishes.on_progress(self._report)
         return not self._report.stopped
 
-    def _skipped(self, blocks: Iterator[manifests.Block]) -> Iterator[tuple[list[bytes], int, int]]:
-        """Lines, too long lines, end of each block; a stream's without the first `skip` lines."""
-        left = self._skip if self._source.size is None else 0
-        for block in blocks:
-            lines, too_long = block.lines, block.too_long
-            if left:
-                skipped = min(left, len(lines))
-                lines, left = lines[skipped:], left - skipped
-                left, too_long = (left - too_long, 0) if left else (0, too_long)
-                if not lines and not too_long:
-                    continue
-            yield lines, too_long, block.end
-
-    def _collect(self, link: _Link) -> None:
+    def _collect(self, link: Link) -> None:
         """Read the answer to the oldest block on its way."""
-        applied, stands = link.answer()
+        applied, stands, self._depth = link.answer()
         if not applied and stands != self._sent[0].after:
+            # Its bad rows are in the file of whoever pushed these rows instead.
+            self._rejects.cut_own_behind(self._sent[0].before_line)
             raise _Moved
         self._arrived(self._sent.popleft())
 
-    def _arrived(self, push: _Push) -> None:
+    def _arrived(self, push: Push) -> None:
         self._patience.over()
         self._stands = push.after
+        self._choice.confirm(push.digests, push.window_end)
+        self._knowledge.move_to(push.to)
         self._show(push.to)
+        _add_up(self._report.too_large, push.too_large)
+        self._report.rejects = str(self._rejects.path or "")
 
     def _show(self, stands: Position) -> None:
         """Bring the report to what is known to be in Redis."""
         report, began = self._report, self._began
-        report.lines = stands.line
+        report.lines, report.inside = stands.line, stands.window.taken if stands.window else 0
         if stands.turn == began.turn:
             report.fed = max(0, stands.fed - began.fed)
             report.not_http = max(0, stands.not_http - began.not_http)
             report.blank = max(0, stands.blank - began.blank)
             report.bad = max(0, stands.bad - began.bad)
-
-
-class _Link:
-    """One connection to Redis, used as a pipe: blocks go out before earlier ones are answered.
-
-    Every method raises RedisUnavailable or RedisUnusable; then it is of no more use.
-    """
-
-    def __init__(self, settings: Settings, list_id: str) -> None:
-        self._url = settings.redis
-        self._keys = Keys(settings.dataset)
-        self._id = list_id
-        self._script = script("push")
-
-    def __enter__(self) -> Self:
-        self._client: redis.Redis = connect(self._url, name=CLIENT_NAME)
-        try:
-            with translated(self._url):
-                check_version(self._client.info("server"), self._url)
-                self._connection: Any = self._client.connection_pool.get_connection()
-                self._call("SCRIPT", "LOAD", self._script.source)
-        except BaseException:
-            self._client.close()
-            raise
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._connection.disconnect()  # answers may still be on their way
-        self._client.connection_pool.release(self._connection)
-        self._client.close()
-
-    def stands(self) -> bytes:
-        """The list's position in Redis, b'' for none."""
-        with translated(self._url):
-            return self._call("HGET", self._keys.feed, self._id) or b""
-
-    def send(self, push: _Push) -> None:
-        """Send a block."""
-        keys = self._keys
-        with translated(self._url):
-            words = ("EVALSHA", self._script.sha, 3, keys.task, keys.fed, keys.feed)
-            command = self._connection.pack_command(*words, self._id, push.before, push.after, *push.items)
-            self._connection.send_packed_command(command, check_health=False)
-
-    def answer(self) -> tuple[int, bytes]:
-        """The answer to the oldest block that has none yet: whether it was applied, where the list stands.
-
-        Raises RedisUnavailable also where the server has lost the script: the next link loads it again.
-        """
-        with translated(self._url):
-            try:
-                applied, stands = self._connection.read_response()
-            except redis.exceptions.NoScriptError as error:
-                raise RedisUnavailable(f"the server lost its scripts: {error}") from error
-        return int(applied), bytes(stands)
-
-    def forget(self) -> None:
-        """Drop the position: of a stream nobody can go on."""
-        with translated(self._url):
-            self._call("HDEL", self._keys.feed, self._id)
-
-    def _call(self, *words: str | bytes) -> Any:
-        self._connection.send_command(*words, check_health=False)
-        return self._connection.read_response()
+            report.duplicates = max(0, stands.duplicates - began.duplicates)

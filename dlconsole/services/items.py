@@ -1,21 +1,22 @@
-"""Lines of a list → the queue's items."""
+"""Lines of a list → the queue's items; and what is counted of lines and rows of every format."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from string import Formatter
-from typing import Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from dlconsole.services.objects import SENTINEL
 from dlconsole.settings import Settings
 
 MAX_SAMPLES: Final = 10
-_IMAGE_EXTENSIONS: Final = frozenset(
+IMAGE_EXTENSIONS: Final = frozenset(
     {"jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ico"}
 )
 
@@ -24,10 +25,18 @@ _PLAIN_URL: Final = re.compile(rb"https?://[!#-\[\]-~]+")
 _HTTP: Final = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
 
 
+class Reject(NamedTuple):
+    """A bad row: its number from 1, why, and what there is of it."""
+
+    row: int
+    why: str
+    data: Any
+
+
 @dataclass(slots=True)
 class Tally:
-    """What became of a list's lines so far. `lines` counts all, also blank and bad ones; `tasks` were
-    made of them. `samples` are the first bad rows: line number from 1 → why.
+    """What became of a list's lines or rows so far. `lines` counts all, also blank and bad ones; `tasks` were
+    made of them. `samples` are the first bad rows: number from 1 → why.
     """
 
     lines: int = 0
@@ -36,19 +45,28 @@ class Tally:
     blank: int = 0
     bad: int = 0
     samples: dict[int, str] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
+    """The bad rows of the last block."""
+    too_large: Counter[str] = field(default_factory=Counter)
+    """Of the last block: values that were too large to travel along, by column."""
 
-    def reject(self, line: int, why: str) -> None:
+    def reject(self, line: int, why: str, data: Any = None) -> None:
         """Count a bad row."""
         self.bad += 1
+        self.rejects.append(Reject(line, why, data))
         if len(self.samples) < MAX_SAMPLES:
             self.samples[line] = why
+
+    def next_block(self) -> None:
+        """Forget what is only of the last block."""
+        self.rejects, self.too_large = [], Counter()
 
 
 class TaskWriter:
     """Makes the list items of one dataset: byte for byte what the legacy feeder's `json.dumps` gives."""
 
     def __init__(self, settings: Settings) -> None:
-        template = settings.feed.path_template
+        template = settings.feed.template
         self._max_url_bytes = settings.feed.max_url_bytes
         self._fields = [name for _, name, _, _ in Formatter().parse(template) if name and name != "ds"]
         marks = {name: f"\x00{name}\x00" for name in ("sha256", "ab", "cd", "ext")}
@@ -57,7 +75,8 @@ class TaskWriter:
         for name in marks:
             escaped = escaped.replace(f"\\u0000{name}\\u0000", "%s")
         self._format = f'{{"img_path": {escaped}, "img_url": "%s"}}'.encode()
-        self._only_sha256 = self._fields == ["sha256"]
+        self._from_sha256 = self._fields in (["sha256"], ["ab", "cd", "sha256"])
+        self._is_sharded = self._fields == ["ab", "cd", "sha256"]
 
     def tasks(self, lines: list[bytes], tally: Tally, *, too_long: int = 0) -> list[bytes]:
         """The items of the good lines; the others are counted in `tally`, which moves on. `too_long`
@@ -66,11 +85,12 @@ class TaskWriter:
         first = tally.lines
         items: list[bytes] = []
         append, plain, form, limit = items.append, _PLAIN_URL.fullmatch, self._format, self._max_url_bytes
-        only_sha256 = self._only_sha256
-        has_sentinel = any(SENTINEL in line for line in lines)
+        is_quick = self._from_sha256 and not any(SENTINEL in line for line in lines)
+        is_sharded = self._is_sharded
         for index, line in enumerate(lines):
-            if plain(line) and only_sha256 and not has_sentinel and len(line) <= limit:
-                append(form % (sha256(line).hexdigest().encode(), line))
+            if is_quick and plain(line) and len(line) <= limit:
+                name = sha256(line).hexdigest().encode()
+                append(form % ((name[:2], name[2:4], name, line) if is_sharded else (name, line)))
             else:
                 item = self._careful(line, first + index + 1, tally)
                 if item is not None:
@@ -88,41 +108,47 @@ class TaskWriter:
         if not line:
             tally.blank += 1
             return None
-        why = self._fault(line)
+        why = url_fault(line, self._max_url_bytes)
         if why:
-            tally.reject(number, why)
+            tally.reject(number, why, line.decode("utf-8", "backslashreplace"))
             return None
         url = line.decode()
-        if not _HTTP.match(url):
+        if not is_http(url):
             # Fed all the same, as legacy does: its failure is then on record with the others.
             tally.not_http += 1
         return self._format % (*self._path_values(url), json.dumps(url)[1:-1].encode())
-
-    def _fault(self, line: bytes) -> str:
-        """Why a line is no URL that can be fed, or nothing."""
-        if len(line) > self._max_url_bytes:
-            return f"longer than {self._max_url_bytes} bytes"
-        try:
-            url = line.decode()
-        except UnicodeDecodeError:
-            return "not UTF-8"
-        if SENTINEL in line:
-            return "contains 'stop_this_task', which stops a legacy worker"
-        if any(c < " " or c == "\x7f" for c in url):
-            return "contains a control character"
-        return ""
 
     def _path_values(self, url: str) -> Iterator[bytes]:
         digest = sha256(url.encode()).hexdigest()
         values = {"sha256": digest, "ab": digest[:2], "cd": digest[2:4]}
         for name in self._fields:
-            yield (values[name] if name in values else _extension(url)).encode()
+            yield (values[name] if name in values else extension(url)).encode()
 
 
-def _extension(url: str) -> str:
+def url_fault(url: bytes, max_bytes: int) -> str:
+    """Why this is no URL that can be fed, or nothing."""
+    if len(url) > max_bytes:
+        return f"longer than {max_bytes} bytes"
+    try:
+        text = url.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    if SENTINEL in url:
+        return "contains 'stop_this_task', which stops a legacy worker"
+    if any(c < " " or c == "\x7f" for c in text):
+        return "contains a control character"
+    return ""
+
+
+def is_http(url: str) -> bool:
+    """Whether a worker would try to fetch it."""
+    return _HTTP.match(url) is not None
+
+
+def extension(url: str) -> str:
     """The URL's own extension where it is a picture's, else `jpg`."""
     try:
         found = urlsplit(url).path.rpartition(".")[2].lower()
     except ValueError:
         return "jpg"
-    return found if found in _IMAGE_EXTENSIONS else "jpg"
+    return found if found in IMAGE_EXTENSIONS else "jpg"

@@ -65,8 +65,7 @@ def _tell(kept: Kept, say: Callable[[str], None]) -> None:
         return
     count = len(kept.reaped)
     who = "1 dead session" if count == 1 else f"{count:,} dead sessions"
-    crashed = f", ended as crashed: {kept.crashed:,}" if kept.crashed else ""
-    say(f"{who} found; tasks back in the queue: {kept.given_back:,}{crashed}")
+    say(f"{who} found; tasks back in the queue: {kept.given_back:,}")
 
 
 class _Calm:

@@ -44,8 +44,13 @@ def write_object(fields: dict[str, Any]) -> bytes:
     """The object as JSON, as `json.dumps` writes it, but for the text of a stop sentinel: its strings may
     say that, its bytes must not, as where they came with an escape in it that readers undo.
     """
+    return hide_sentinel(json.dumps(fields).encode())
+
+
+def hide_sentinel(body: bytes) -> bytes:
+    """The same JSON, in bytes that do not say the text of a stop sentinel."""
     # In JSON this text can stand only inside a string, and no part of it ends an escape.
-    return json.dumps(fields).encode().replace(SENTINEL, _ESCAPED_SENTINEL)
+    return body.replace(SENTINEL, _ESCAPED_SENTINEL)
 
 
 def _read(body: bytes, errors: Literal["strict", "surrogateescape"]) -> Any:

@@ -18,30 +18,33 @@ import msgspec
 import redis
 
 from dlconsole.errors import FencedError
-from dlconsole.model import STATUS_NONE, Failure, SessionStats, Task
+from dlconsole.model import STATUS_NONE, Failure, SessionStats
 from dlconsole.services.connection import translated
 from dlconsole.services.keys import Keys
 from dlconsole.services.objects import read_object, write_object
 from dlconsole.services.scripts import script
 
 MAX_DEATHS: Final = 3
-"""An item whose sessions died this often goes to the error list; one less and it is worked on alone."""
+"""An item that this many sessions died holding ends as `crashed`; with one less it is worked on alone."""
 
-_TASK: Final = msgspec.json.Decoder(Task)
 _STATS: Final = msgspec.json.Encoder()
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
-    """An item in flight: its field in the in-flight hash, and its bytes exactly as they were fed."""
+    """An item in flight: its field in the in-flight hash, and its bytes exactly as they were fed. `crashed`:
+    it has had its deaths, and is to be ended as that without being worked on.
+    """
 
     field: str
     raw: bytes
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One claimed batch. `paused`: the fleet is paused. `stop`: a legacy sentinel was consumed.
-    `solo`: its one item is to be worked on alone, because sessions died holding it.
+    `solo`: its one item is to be worked on alone, because sessions died holding it; where those were too
+    many, the item itself says so.
     """
 
     items: tuple[Claimed, ...]
@@ -52,8 +55,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What an ack counted. `put_back`: were put off and found the delayed set full. `fenced`: the lease has
-    run out, whatever else is held is lost.
+    """What an ack counted. `put_back`: were put off and found the delayed set full. `refused`: the fields of
+    retries that did, and are still in flight: they fail for good, which is to be acked. `fenced`: the
+    lease has run out, whatever else is held is lost.
     """
 
     stored: int
@@ -61,54 +65,24 @@ class Counted:
     delayed: int
     put_back: int
     fenced: bool
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A task to be tried again: its field, in how long, the item with its history, and the error item
-    that it becomes where the delayed set is full. One without was not tried, only put off: where the set
-    is full it goes to the queue's far end.
+    """A task to be tried again: its field, in how long, and the item with its history. One that was not
+    `tried` was only put off: where the delayed set is full it goes to the queue's far end.
     """
 
     field: str
     delay_ms: int
     item: bytes
-    error_item: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """What one step of the reaper did, for the session `session_id`; '' where none was dead."""
-
-    session_id: str
-    given_back: int
-    crashed: int
-    more: bool
+    tried: bool = True
 
 
 def new_session_id(host: str) -> str:
     """An id that no other session ever has, which begins with the host's name."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', host)[:64]}-{secrets.token_hex(6)}"
-
-
-def decode_task(raw: bytes) -> Task | None:
-    """The task in a list item, or None where the item is not one."""
-    try:
-        return _TASK.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
-        return task_of(read_object(raw) or {})
-
-
-def task_of(fields: dict[str, Any]) -> Task | None:
-    """The task that an object is, or None where it is none; any text can be in it that can be UTF-8."""
-    path, url = fields.get("img_path"), fields.get("img_url")
-    if not (isinstance(path, str) and isinstance(url, str)):
-        return None
-    try:
-        (path + url).encode()
-    except UnicodeEncodeError:
-        return None
-    return Task(path, url, fields.get("hash"))
 
 
 def error_item(raw: bytes, failure: Failure) -> bytes:
@@ -178,16 +152,17 @@ class Session:
             self._claim_answered = False
         batch = str(self.batch)
         keys = [self._keys.task, self._keys.lease, self._in_flight, self._keys.control, self._keys.crash]
-        arguments = (self.id, batch, self._claim_count, self._ttl_ms, MAX_DEATHS - 1)
+        arguments = (self.id, batch, self._claim_count, self._ttl_ms, MAX_DEATHS)
         code, flag, *values = self._run("claim", keys, *arguments)
         self._claim_answered = True
         if code == b"FENCED":
             raise FencedError(f"session {self.id}: its lease has run out")
+        crashed = flag == b"crashed"
         if code == b"REPLAY":
             pairs = zip(values[::2], values[1::2], strict=True)
-            items = tuple(Claimed(f"{batch}:{index.decode()}", raw) for index, raw in pairs)
+            items = tuple(Claimed(f"{batch}:{index.decode()}", raw, crashed) for index, raw in pairs)
         else:
-            items = tuple(Claimed(f"{batch}:{i}", raw) for i, raw in enumerate(values))
+            items = tuple(Claimed(f"{batch}:{i}", raw, crashed) for i, raw in enumerate(values))
         return Claim(items, paused=code == b"PAUSED", stop=flag == b"stop", solo=flag == b"solo")
 
     def ack(
@@ -204,7 +179,7 @@ class Session:
         for pair in failed:
             arguments += pair
         for retry in retries:
-            arguments += (retry.field, retry.delay_ms, retry.item, retry.error_item)
+            arguments += (retry.field, retry.delay_ms, retry.item, b"1" if retry.tried else b"")
         keys = [
             self._in_flight,
             self._keys.stored,
@@ -215,9 +190,9 @@ class Session:
             self._keys.crash,
             self._keys.task,
         ]
-        code, *numbers = self._run("ack", keys, self.id, *arguments)
-        n_stored, n_failed, n_delayed, n_put_back = numbers
-        return Counted(n_stored, n_failed, n_delayed, n_put_back, fenced=code == b"FENCED")
+        code, n_stored, n_failed, n_delayed, n_put_back, *full = self._run("ack", keys, self.id, *arguments)
+        refused = frozenset(field.decode() for field in full)
+        return Counted(n_stored, n_failed, n_delayed, n_put_back, code == b"FENCED", refused)
 
     def renew(self, stats: SessionStats, sites: bytes = b"") -> int:
         """Renew the lease and publish statistics, also a report of sites where there is one; the server's

@@ -28,7 +28,6 @@ class Kept:
 
     reaped: tuple[str, ...] = ()
     given_back: int = 0
-    crashed: int = 0
     promoted: int = 0
     more: bool = False
     """Whether the time was up before all was done."""
@@ -55,18 +54,17 @@ def keep(client: redis.Redis, keys: Keys, url: str, *, reap: bool = True, within
 
 def _reap(client: redis.Redis, keys: Keys, until: float) -> Kept:
     sessions: dict[str, None] = {}
-    given_back = crashed = 0
-    names = [keys.task, keys.lease, keys.sessions, keys.workers, keys.crash, keys.error, keys.failed]
+    given_back = 0
+    names = [keys.task, keys.lease, keys.sessions, keys.workers, keys.crash]
     more = 1
     while more and time.monotonic() < until:
-        session_id, back, dead, more = script("reap").run(
+        session_id, back, more = script("reap").run(
             client, names, keys.in_flight_prefix, STEP, MAX_DEATHS, CRASH_MEMORY_MS
         )
         if session_id:
             sessions[session_id.decode("utf-8", "replace")] = None
         given_back += back
-        crashed += dead
-    return Kept(tuple(sessions), given_back, crashed, more=bool(more))
+    return Kept(tuple(sessions), given_back, more=bool(more))
 
 
 def _promote(client: redis.Redis, keys: Keys, until: float) -> tuple[int, bool]:

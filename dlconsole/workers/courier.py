@@ -75,7 +75,8 @@ class Courier:
         disk: Callable[[], DiskReading | None],
     ) -> None:
         """`wake_loop` ends a poll that waits; `fetching` is how many fetches run; `waiting` are the tasks
-        that the loop has taken and not started, each with its epoch; `disk` is the store's last reading.
+        that the loop has taken and does not work on (not started, or ended and not written down), each with
+        its epoch; `disk` is the store's last reading.
         """
         self.tasks: deque[tuple[Claimed, int]] = deque()
         """What is to be fetched, each with the epoch that it was claimed in."""
@@ -102,6 +103,7 @@ class Courier:
         """Sessions that were fenced, and are not closed yet, with what they held."""
         self._held: dict[str, bytes] = {}
         """What the session has in flight, as far as it knows: field → raw item."""
+        self._leased_until_s = 0.0
         self._closed = False
         self._abandoned = False
         self._claim_at = 0.0
@@ -143,6 +145,23 @@ class Courier:
     def answered(self, host: str) -> None:
         """Tell the fleet that a host which refused gave another answer."""
         self._shared_parks.answered(host)
+
+    @property
+    def session_id(self) -> str:
+        """The session's id; not an older one's than `epoch` says."""
+        return self._session.id
+
+    @property
+    def lease_holds(self) -> bool:
+        """Whether the session cannot have been fenced yet, by this host's clock alone. An outcome that is
+        older than that comes before those of whoever has its task next.
+        """
+        return _up_s() < self._leased_until_s
+
+    @property
+    def refused(self) -> deque[Report]:
+        """Retries that the delayed set had no room for; the loop takes them out and ends them."""
+        return self._outbox.refused
 
     @property
     def learnt(self) -> deque[tuple[str, Shared]]:
@@ -317,8 +336,8 @@ class Courier:
         self._upkeep_at = time.monotonic() + (0.0 if kept.more else upkeep.next_round_s())
         for session in kept.reaped:
             self._log.warning("dead session reaped", session=session)
-        if kept.given_back or kept.crashed or kept.promoted:
-            self._log.info("upkeep", given_back=kept.given_back, crashed=kept.crashed, promoted=kept.promoted)
+        if kept.given_back or kept.promoted:
+            self._log.info("upkeep", given_back=kept.given_back, promoted=kept.promoted)
         strays = self._session.give_back_strays(self._held)
         if strays:
             self._log.warning("redis has lost what it had answered; tasks given back", given_back=strays)
@@ -332,6 +351,8 @@ class Courier:
         for counted in self._outbox.ack(self._session, self.epoch, self._held):
             put_back += counted.put_back
             ended += counted.stored + counted.failed
+        if self._outbox.refused:
+            self._wake_loop()
         if put_back and not ended:  # the queue may have nothing but such tasks
             self._claim_at = time.monotonic() + _IDLE_CLAIM_S
         elif self._until_empty and not self._held:
@@ -357,6 +378,7 @@ class Courier:
         session, whose death then counts for it: else a task that does this would do it for ever.
         """
         self._flush()
+        self._outbox.return_refused()
         self._outbox.returns.extend(self._waiting())
         self._held_up = self._held_up or "given up"
         self._give_back()
@@ -375,8 +397,9 @@ class Courier:
             os._exit(EXIT_STALLED)
 
     def _beat(self) -> None:
-        started = time.monotonic()
+        started, started_up_s = time.monotonic(), _up_s()
         self._server_ms = self._session.renew(self._stats(), self._tally.sites())
+        self._leased_until_s = started_up_s + self._settings.worker.lease_s
         self._beat_at = started + self._heartbeat_s
         try:
             self._reporter.publish(self._server_ms)
@@ -415,7 +438,9 @@ class Courier:
             session.forgive(held.values())
             self._let_others_come_back()
             del self._lost[0]
+        started_up_s = _up_s()
         self._server_ms = self._session.open()
+        self._leased_until_s = started_up_s + self._settings.worker.lease_s
         self._tally.begin(self._server_ms)
         self._log.info("session opened", session=self._session.id)
 
@@ -438,12 +463,13 @@ class Courier:
         """
         self._log.warning("session replaced", error=str(error))
         self._lost.append((self._session, self._held))
+        self._leased_until_s = 0.0
+        self._session = self._new_session(batch=self._session.batch)
         self.tasks.clear()  # before the epoch moves: the loop must never take an old task for a new one
         self.epoch += 1
         self._outbox.clear()
         self._solo, self._solo_runs = None, False
         self._held = {}
-        self._session = self._new_session(batch=self._session.batch)
         self._wake_loop()
 
     def _new_session(self, batch: int) -> Session:
@@ -467,3 +493,8 @@ class Courier:
         if self._close_by is not None:
             wait_s = min(wait_s, max(0.05, self._close_by - time.monotonic()))
         time.sleep(wait_s)
+
+
+def _up_s() -> float:
+    """A clock that goes on while the machine sleeps, as leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

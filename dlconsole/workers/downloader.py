@@ -1,4 +1,4 @@
-"""One worker process: claim → fetch → check → store → ack.
+"""One worker process: claim → fetch → check → store → write down → ack.
 
 The fetch loop owns this thread, libcurl and the disk; the courier's thread owns Redis. Tasks are
 claimed ahead of need and acked behind it, so the loop never waits for the queue. Between the two,
@@ -8,16 +8,17 @@ politeness: a task waits here until it is its host's turn, and in Redis while it
 from __future__ import annotations
 
 import time
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from dlconsole.errors import BadPathError, SpillLost, StoreError
 from dlconsole.log import Logger
 from dlconsole.model import Failure, FailureKind, Outcome, Stored
 from dlconsole.services import descriptors, hosts, retries
-from dlconsole.services.queue import Claimed, Retry, decode_task, error_item
+from dlconsole.services.queue import MAX_DEATHS, Claimed, Retry, error_item
+from dlconsole.services.tasks import decode_task, left_of
 from dlconsole.settings import Settings
+from dlconsole.workers.attempt import Attempt, Picture
+from dlconsole.workers.checks import Checks
 from dlconsole.workers.courier import Courier, Ending
 from dlconsole.workers.faults import FaultLog, OnFault, failure_of, unnoticed
 from dlconsole.workers.fetch.engine import (
@@ -31,13 +32,12 @@ from dlconsole.workers.fetch.engine import (
     TurnedAway,
 )
 from dlconsole.workers.fetch.parks import REFUSALS, Parks
-from dlconsole.workers.fetch.urls import Target, target_of
-from dlconsole.workers.files import MISMATCHED, Place, Store, Unfinished, place_of
+from dlconsole.workers.fetch.urls import target_of
+from dlconsole.workers.files import Store, Unfinished
 from dlconsole.workers.guard import StoreGuard
-from dlconsole.workers.hashes import digest_of, wanted_digest
-from dlconsole.workers.image_size import examined
-from dlconsole.workers.images import not_image, sniff
+from dlconsole.workers.ledger import Ledger, folder_of, now_ms
 from dlconsole.workers.outbox import Report
+from dlconsole.workers.places import Layout, Place
 from dlconsole.workers.tally import Tally
 from dlconsole.workers.verify import DecoderPool
 
@@ -48,30 +48,7 @@ _CLOSE_S: Final = 5.0
 """How long reports and give-backs may take at the end, once fetching has stopped."""
 
 
-class _Item(msgspec.Struct, eq=False, gc=False):
-    """A task under way: what was claimed, in which session, where its image goes, what is fetched, its hash,
-    and the host that answered, after redirects.
-    """
-
-    claimed: Claimed
-    epoch: int
-    place: Place
-    target: Target
-    hash: Any
-    site: str = ""
-
-
-class _Picture(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """An image that has passed the checks so far, on its way into the store."""
-
-    item: _Item
-    body: bytearray | Spill
-    format: str
-    width: int
-    height: int
-
-
-def _engine(settings: Settings, hosts: Hosts, store: Store, on_fault: OnFault = unnoticed) -> Engine[_Item]:
+def _engine(settings: Settings, hosts: Hosts, store: Store, on_fault: OnFault = unnoticed) -> Engine[Attempt]:
     """The engine that the settings name; the other one's library is not loaded. Raises ConfigError."""
     worker = settings.worker
     buffers = Buffers(worker.body_bytes, store.begin)
@@ -92,7 +69,10 @@ class Downloader:
         self._settings = settings
         self._log = log
         concurrency = settings.worker.concurrency
-        self._store = Store(settings.worker.store_dir, descriptors.folders(concurrency))
+        ledger = folder_of(settings.dataset) if settings.ledger.enabled else ""
+        self._store = Store(settings.worker.store_dir, descriptors.folders(concurrency), ledger)
+        self._layout = Layout(settings.worker)
+        self._checks = Checks(settings, log, self._put)
         self._guard = StoreGuard(settings.guard, self._store)
         self._parks = Parks(settings.fetch, settings.retry)
         self._most_waiting = _WAITING_BATCHES * settings.worker.batch
@@ -109,10 +89,11 @@ class Downloader:
             until_empty=until_empty,
             wake_loop=self._engine.wake,
             fetching=lambda: self._engine.running,
-            waiting=lambda: [(item.claimed, item.epoch) for item in self._engine.waiting_unbegun()],
+            waiting=self._waiting,
             disk=lambda: self._guard.reading,
         )
-        self._decoders: DecoderPool[_Picture] | None = None
+        self._ledger = Ledger(settings.ledger, self._layout, self._store, self._courier.report)
+        self._decoders: DecoderPool[Picture] | None = None
         if settings.worker.verify == "decode":
             self._decoders = DecoderPool(settings.worker, log, self._engine.wake)
         self._epoch = 0
@@ -137,23 +118,7 @@ class Downloader:
         try:
             self._guard.open()
             while not self._is_over():
-                self._courier.loop_moves()
-                if self._courier.epoch != self._epoch:
-                    self._drop_session()
-                self._hold(self._guard.look())
-                self._learn()
-                if self._drain_by is None:
-                    self._fill()
-                else:  # what is not begun is given back
-                    self._engine.drop_unbegun()
-                for result in self._engine.poll(self._wait_s()):
-                    self._settle(result)
-                if self._decoders is not None:
-                    for picture, verdict in self._decoders.take():
-                        self._finish(picture.item, verdict or picture)
-                    # An image that waits to be decoded takes up a slot, so that where decoding is slower
-                    # than the web, fetching waits for it.
-                    self._engine.backlog = self._decoders.pending
+                self._go_round()
         except StoreError:  # at its opening: nothing was begun
             raise
         except Exception:
@@ -179,12 +144,36 @@ class Downloader:
         )
         return closed
 
+    def _go_round(self) -> None:
+        self._courier.loop_moves()
+        if self._courier.epoch != self._epoch:
+            self._drop_session()
+        self._hold(self._guard.look())
+        self._learn()
+        self._end_refused()
+        if self._drain_by is None:
+            self._fill()
+            self._write_down()  # what cannot be started has ended
+        else:  # what is not begun is given back
+            self._engine.drop_unbegun()
+        for result in self._engine.poll(self._wait_s()):
+            self._settle(result)
+        if self._decoders is not None:
+            for picture, verdict in self._decoders.take():
+                self._finish(picture.attempt, verdict or picture)
+            # An image that waits to be decoded takes up a slot, so that where decoding is slower
+            # than the web, fetching waits for it.
+            self._engine.backlog = self._decoders.pending
+        self._write_down()
+
     def _is_over(self) -> bool:
         if self._courier.ending is Ending.NONE:
             return False
         if self._courier.ending is Ending.FAILED:
             return True
         is_idle = not (self._engine.running or self._engine.waiting or self._engine.backlog)
+        # Outcomes that cannot be written now are not waited for: their tasks are given back.
+        is_idle = is_idle and not (len(self._ledger) and self._may_write)
         if self._drain_by is not None:  # what was not started is given back
             return is_idle or time.monotonic() >= self._drain_by
         return is_idle and not self._courier.tasks
@@ -194,12 +183,31 @@ class Downloader:
             return _POLL_S
         return min(_POLL_S, max(0.0, self._drain_by - time.monotonic()))
 
+    @property
+    def _may_write(self) -> bool:
+        """Whether outcomes may be written down: the store is well, and nobody else can have these tasks."""
+        return not self._guard.has_failed and self._courier.lease_holds
+
+    def _write_down(self) -> None:
+        """Write down how tasks ended, then have it acked; what cannot be written waits."""
+        if not len(self._ledger) or not self._may_write or self._courier.epoch != self._epoch:
+            return
+        try:
+            self._ledger.write(self._courier.session_id)
+        except StoreError as error:
+            self._guard.failed(error, self._ledger.pending_bytes)
+
+    def _waiting(self) -> list[tuple[Claimed, int]]:
+        """Tasks that others may have should this thread hang, or end."""
+        unbegun = [(attempt.claimed, attempt.epoch) for attempt in self._engine.waiting_unbegun()]
+        return unbegun + self._ledger.pending
+
     def _hold(self, why: str) -> None:
         """While there is a `why`, what is not started goes back."""
         self._courier.hold(why)
         if why:
-            for item in self._engine.drop_unbegun():
-                self._courier.give_back(item.claimed, item.epoch)
+            for attempt in self._engine.drop_unbegun():
+                self._courier.give_back(attempt.claimed, attempt.epoch)
 
     def _learn(self) -> None:
         """Park the hosts that other workers were refused by, and count their refusals."""
@@ -210,6 +218,17 @@ class Downloader:
             if self._parks.is_parked(host):
                 self._turns.pause(host)
                 self._engine.turn_away(host)
+
+    def _end_refused(self) -> None:
+        """Retries that found the delayed set full have failed for good."""
+        refused = self._courier.refused
+        while refused:
+            try:
+                report = refused.popleft()
+            except IndexError:  # the courier emptied it: the session was replaced
+                return
+            if report.epoch == self._epoch:
+                self._ledger.add(Report(report.claimed, report.epoch, report.error_item, line=report.line))
 
     def _fill(self) -> None:
         """Start as many tasks as the engine has room for."""
@@ -234,65 +253,71 @@ class Downloader:
             self._courier.nudge()
 
     def _take(self, claimed: Claimed) -> None:
-        """Start a task, or put it off."""
+        """Start a task, put it off, or end it where it cannot be one."""
         task = decode_task(claimed.raw)
+        attempt = Attempt(claimed, self._epoch, task or left_of(claimed.raw), now_ms())
+        if claimed.crashed:
+            message = f"{MAX_DEATHS} sessions died holding it"
+            self._report(attempt, Failure(FailureKind.CRASHED, message))
+            return
         if task is None:
-            self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not a task"))
+            self._report(attempt, Failure(FailureKind.BAD_TASK, "not a task"))
             return
         try:
-            place = place_of(task.img_path)
+            attempt.place = self._layout.place_of(task.img_path)
         except BadPathError as error:
-            self._report(claimed, self._epoch, Failure(FailureKind.BAD_PATH, str(error)))
+            self._report(attempt, Failure(FailureKind.BAD_PATH, str(error)))
             return
         target = target_of(task.img_url)
         if target is None:
-            self._report(claimed, self._epoch, Failure(FailureKind.BAD_TASK, "not an http or https URL"))
+            self._report(attempt, Failure(FailureKind.BAD_TASK, "not an http or https URL"))
             return
-        item = _Item(claimed, self._epoch, place, target, task.hash)
+        attempt.target = target
         if self._parks.is_parked(target.host):
-            self._put_off(item, target.host)
+            self._put_off(attempt, target.host)
         else:
-            self._engine.start(item, target)
+            self._engine.start(attempt, target)
 
-    def _settle(self, result: Result[_Item]) -> None:
+    def _settle(self, result: Result[Attempt]) -> None:
         """Heed what the host asks for; check what came, then store it, or have it decoded first."""
-        item, fetched = result.token, result.outcome
-        if item.epoch != self._epoch:
+        attempt, fetched = result.token, result.outcome
+        if attempt.epoch != self._epoch:
             return
         if isinstance(fetched, TurnedAway):
-            self._put_off(item, result.host)
+            self._put_off(attempt, result.host)
             return
         if isinstance(fetched, NotKept):
-            self._wait_for_store(item, fetched.error, fetched.size_bytes)
+            self._wait_for_store(attempt, fetched.error, fetched.size_bytes)
             return
-        item.site = result.host
+        attempt.site = result.host
+        attempt.final_url = "" if result.url == attempt.target.url else result.url
         if self._heed(result.host, fetched, asked=result.asked):
-            self._put_off(item, result.host)
+            self._put_off(attempt, result.host)
             return
-        checked: _Picture | Failure
+        checked: Picture | Failure
         if isinstance(fetched, Failure):
             checked = fetched
         else:
             try:
-                checked = self._check(item, fetched.body)
+                checked = self._checks.check(attempt, fetched.body)
             except StoreError as error:
-                self._wait_for_store(item, error, len(fetched.body))
+                self._wait_for_store(attempt, error, len(fetched.body))
                 return
             except Exception as error:  # noqa: BLE001  (one body's, of which none may end the worker)
                 self._faults(error, fetched.url)
                 checked = failure_of(error)
-        if self._decoders is not None and isinstance(checked, _Picture):
+        if self._decoders is not None and isinstance(checked, Picture):
             self._decoders.submit(checked, checked.body, checked.format)
         else:
-            self._finish(item, checked)
+            self._finish(attempt, checked)
 
-    def _finish(self, item: _Item, checked: _Picture | Failure | StoreError) -> None:
+    def _finish(self, attempt: Attempt, checked: Picture | Failure | StoreError) -> None:
         """Store an image that passed every check, and report how the task ended."""
-        if item.epoch != self._epoch:
+        if attempt.epoch != self._epoch:
             return
         outcome: Outcome
         if isinstance(checked, StoreError):
-            self._wait_for_store(item, checked, 0)
+            self._wait_for_store(attempt, checked, 0)
             return
         if isinstance(checked, Failure):
             outcome = checked
@@ -300,10 +325,10 @@ class Downloader:
             try:
                 outcome = self._keep(checked)
             except StoreError as error:
-                self._wait_for_store(item, error, len(checked.body))
+                self._wait_for_store(attempt, error, len(checked.body))
                 return
-        self._sites.add(item.site, outcome)
-        self._report(item.claimed, item.epoch, outcome)
+        self._sites.add(attempt.site, outcome)
+        self._report(attempt, outcome)
 
     def _heed(self, host: str, answer: Fetched | Failure, *, asked: bool) -> bool:
         """Park the host that asked for it, whoever redirected there; other answers forgive in time. Whether
@@ -336,7 +361,7 @@ class Downloader:
         if not self._parks.is_parked(host):
             self._turns.answered(host)
 
-    def _put_off(self, item: _Item, host: str) -> None:
+    def _put_off(self, attempt: Attempt, host: str) -> None:
         """Let a task wait in Redis until its host may be asked again. That is no attempt, unless the host
         has been given up: else its tasks would wait for ever.
         """
@@ -344,66 +369,26 @@ class Downloader:
         if self._parks.is_given_up(host):
             message = f"{host} was not asked: it has refused everything for long"
             failure = Failure(FailureKind.HTTP_STATUS, message, 503, return_in_s)
-            self._report(item.claimed, item.epoch, failure)
+            self._report(attempt, failure)
             return
-        claimed = item.claimed
-        later = Retry(claimed.field, round(return_in_s * 1000), claimed.raw)
-        self._courier.report(Report(claimed.field, item.epoch, retry=later))
+        claimed = attempt.claimed
+        later = Retry(claimed.field, round(return_in_s * 1000), claimed.raw, tried=False)
+        self._courier.report(Report(claimed, attempt.epoch, retry=later))
 
-    def _wait_for_store(self, item: _Item, error: StoreError, size_bytes: int) -> None:
+    def _wait_for_store(self, attempt: Attempt, error: StoreError, size_bytes: int) -> None:
         """A store that fails is no fault of the task, which waits for it."""
         if not isinstance(error, SpillLost):
             self._guard.failed(error, size_bytes)
-        self._courier.give_back(item.claimed, item.epoch)
+        self._courier.give_back(attempt.claimed, attempt.epoch)
 
-    def _check(self, item: _Item, body: bytearray | Spill) -> _Picture | Failure:
-        """All that can be said without decoding. Raises StoreError, where a file cannot be read or kept."""
-        data = body if isinstance(body, bytearray) else body.read()
-        image_format = sniff(data)
-        if image_format is None:
-            return not_image(data)
-        whole, (width, height) = examined(data, image_format)
-        if not whole:
-            return Failure(FailureKind.TRUNCATED, f"{image_format} without its end, {len(data)} bytes", 200)
-        algorithm = self._settings.worker.verify_hash
-        wanted = self._wanted_digest(item) if algorithm != "off" else None
-        if wanted is not None and (found := digest_of(data, algorithm)) != wanted:
-            return self._mismatch(item, body, f"its {algorithm} is {found}")
-        most = self._settings.worker.max_pixels
-        if self._decoders is not None and width * height > most:
-            message = f"{width} by {height} pixels, above the limit of {most}"
-            return Failure(FailureKind.NOT_IMAGE, message, 200)
-        return _Picture(item, body, image_format, width, height)
-
-    def _wanted_digest(self, item: _Item) -> str | None:
-        wanted = wanted_digest(item.hash, self._settings.worker.verify_hash)
-        if wanted is None:
-            self._log.debug("hash not verified: the task has none", field=item.claimed.field)
-        return wanted
-
-    def _mismatch(self, item: _Item, body: bytearray | Spill, found: str) -> Failure:
-        """The failure of a body that is not the one its task's hash names. Raises StoreError where it is to
-        be kept and the store fails.
-        """
-        kept = ""
-        if self._settings.worker.keep_mismatched:
-            place = Place(f"{MISMATCHED}/{item.place.folder}".rstrip("/"), item.place.name)
-            try:
-                self._put(place, body)
-                kept = f"; kept as {place.folder}/{place.name}"
-            except BadPathError as error:
-                kept = f"; not kept: {error}"
-        return Failure(FailureKind.HASH_MISMATCH, f"{found}{kept}", 200)
-
-    def _keep(self, picture: _Picture) -> Outcome:
+    def _keep(self, picture: Picture) -> Outcome:
         """Into the store with it. Raises StoreError."""
-        place = picture.item.place
+        place = self._layout.final(picture.attempt.place, picture.format)
         try:
             self._put(place, picture.body)
         except BadPathError as error:
             return Failure(FailureKind.BAD_PATH, str(error), 200)
-        path = f"{place.folder}/{place.name}"
-        return Stored(path, picture.format, len(picture.body), picture.width, picture.height)
+        return Stored(place.path, picture.format, len(picture.body), picture.width, picture.height)
 
     def _put(self, place: Place, body: bytearray | Spill) -> None:
         """Raises BadPathError, StoreError."""
@@ -413,29 +398,35 @@ class Downloader:
             assert isinstance(body, Unfinished)  # the store's own: see `_engine`
             self._store.finish(place, body)
 
-    def _report(self, claimed: Claimed, epoch: int, outcome: Outcome) -> None:
-        if epoch == self._courier.epoch:
+    def _report(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Say how an attempt ended: once it is written down where that is for good, else at once."""
+        if attempt.epoch == self._courier.epoch:
             self._tally.add(outcome)
+        claimed, error, retry = attempt.claimed, None, None
         if isinstance(outcome, Failure):
-            self._courier.report(self._failure_report(claimed, epoch, outcome))
+            error = error_item(claimed.raw, outcome)
+            retry = self._retry_of(claimed, outcome)
+        line = self._ledger.line_of(attempt, outcome, self._courier.session_id)
+        report = Report(claimed, attempt.epoch, error, retry, line)
+        if retry is None:
+            self._ledger.add(report)
         else:
-            self._courier.report(Report(claimed.field, epoch))
+            self._courier.report(report)
 
-    def _failure_report(self, claimed: Claimed, epoch: int, failure: Failure) -> Report:
-        """For good, or to be tried again: by its kind, and by how often it was tried."""
-        retry = self._settings.retry
+    def _retry_of(self, claimed: Claimed, failure: Failure) -> Retry | None:
+        """To be tried again, or for good: by its kind, and by how often it was tried."""
+        settings = self._settings.retry
         before = retries.attempts_of(claimed.raw)
-        error = error_item(claimed.raw, failure)
-        if not failure.retryable or before is None or before + 1 >= retry.max_attempts:
-            return Report(claimed.field, epoch, error_item=error)
+        if not failure.retryable or before is None or before + 1 >= settings.max_attempts:
+            return None
         attempt = before + 1
-        delay_ms = round(retries.delay_s(attempt, failure, retry) * 1000)
-        item = retries.with_history(claimed.raw, attempt, failure)
-        return Report(claimed.field, epoch, retry=Retry(claimed.field, delay_ms, item, error))
+        delay_ms = round(retries.delay_s(attempt, failure, settings) * 1000)
+        return Retry(claimed.field, delay_ms, retries.with_history(claimed.raw, attempt, failure))
 
     def _drop_session(self) -> None:
         """The courier has a new session: whatever runs belonged to the old one."""
         self._epoch = self._courier.epoch
+        self._ledger.drop()
         self._engine.cancel_all()
         if self._decoders is not None:
             self._decoders.cancel_all()

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-import msgspec
-
 from dlconsole.errors import BadPathError, SpillLost, StoreError
+from dlconsole.workers.ledger_folder import LedgerFolder
 from dlconsole.workers.partial import (
     FOLDER_FLAGS,
     NEW_FILE,
@@ -30,59 +29,13 @@ from dlconsole.workers.partial import (
     open_or_create,
     write_all,
 )
+from dlconsole.workers.places import Place
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MISMATCHED: Final = ".dlconsole-mismatched"
-"""Folder in the root for bodies that are not what their task's hash says, where they are to be kept."""
-MAX_PATH_BYTES: Final = 4000
-MAX_NAME_BYTES: Final = 255
-_NO_PARTS: Final = frozenset({"", ".", ".."})
-_OWN_FOLDERS: Final = frozenset({PARTIAL, MISMATCHED})
 _TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST})
-
-
-class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where a file goes: a folder below the root ('' is the root) and a name in it; both checked."""
-
-    folder: str
-    name: str
-
-
-def place_of(path: str) -> Place:
-    """The place of a task's path under the store's root; one leading slash is the root.
-
-    Raises BadPathError for `.`, `..` and empty parts (so also `//etc`), control characters, NUL,
-    names above 255 bytes, text that is no valid UTF-8, and dlconsole's own folders.
-    """
-    relative = path.removeprefix("/")
-    parts = relative.split("/")
-    if parts[0] in _OWN_FOLDERS:
-        raise BadPathError(f"path is in dlconsole's own folder: {path[:200]!r}")
-    if not _NO_PARTS.isdisjoint(parts):
-        raise BadPathError(f"path has an empty, '.' or '..' part: {path[:200]!r}")
-    if not relative.isascii() or not relative.isprintable():
-        _check_characters(path, relative, parts)
-    elif len(relative) > MAX_NAME_BYTES and (
-        len(relative) > MAX_PATH_BYTES or max(map(len, parts)) > MAX_NAME_BYTES
-    ):
-        raise BadPathError(f"path is too long: {path[:200]!r}…")
-    folder, _, name = relative.rpartition("/")
-    return Place(folder, name)
-
-
-def _check_characters(path: str, relative: str, parts: list[str]) -> None:
-    if any(c < " " or c == "\x7f" for c in relative):
-        raise BadPathError(f"path has a control character: {path[:200]!r}")
-    try:
-        too_long = len(relative.encode()) > MAX_PATH_BYTES
-        too_long = too_long or max(len(part.encode()) for part in parts) > MAX_NAME_BYTES
-    except UnicodeEncodeError:
-        raise BadPathError(f"path is not valid Unicode: {path[:200]!r}") from None
-    if too_long:
-        raise BadPathError(f"path is too long: {path[:200]!r}…")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +84,13 @@ class Store:
     mounted; whatever is done next opens it anew. Unfinished bodies do not survive that.
     """
 
-    def __init__(self, root: Path, most_open: int = 512) -> None:
-        """`most_open` folders are kept open, or as many as turn out to be possible."""
+    def __init__(self, root: Path, most_open: int = 512, ledger: str = "") -> None:
+        """`most_open` folders are kept open, or as many as turn out to be possible. `ledger` is the folder
+        for lines of outcomes, below the root; '' is none.
+        """
         self.root = root
         self._most_open = most_open
+        self._ledger = ledger
         self._device: int | None = None
         """The filesystem it was last opened on; None before that."""
         self._tree: _Tree | None = None
@@ -209,6 +165,16 @@ class Store:
             if file.tree is self._tree:
                 self._tree.partial.remove(file.name)
 
+    def append_lines(self, name: str, size_bytes: int, lines: bytes) -> None:
+        """Append lines to a file of the ledger, which holds `size_bytes` of ours; 0: it is made. Raises
+        StoreError where the disk fails: then the file ends as before, or in lines that the next file has
+        again, the last maybe torn.
+        """
+        with self._lock:
+            tree = self._opened()
+            assert tree.ledger is not None  # whoever writes lines has named a folder for them
+            self._try(tree, tree.ledger.append, name, size_bytes, lines)
+
     def try_write(self, size_bytes: int) -> None:
         """Write a file of that size and remove it. Raises StoreError where that fails."""
         with self._lock:
@@ -250,6 +216,11 @@ class Store:
                 self._tree = self._open_tree()
             except OSError as error:
                 raise self._failure(error) from error
+            except BadPathError as error:
+                raise StoreError(
+                    f"store {self.root}: its folder {self._ledger!r} cannot hold a ledger: {error}; "
+                    "move away what is there, or set ledger.enabled = false (--no-ledger)"
+                ) from error
         return self._tree
 
     def _open_tree(self) -> _Tree:
@@ -257,7 +228,7 @@ class Store:
         root_fd = os.open(real_root, FOLDER_FLAGS)
         try:
             self._device = self._own_device(root_fd)
-            return _Tree(real_root, root_fd, self._device, self._most_open)
+            return _Tree(real_root, root_fd, self._device, self._most_open, self._ledger)
         except BaseException:
             os.close(root_fd)
             raise
@@ -285,8 +256,10 @@ class _Tree:
     inside the root is followed.
     """
 
-    def __init__(self, real_root: str, root_fd: int, device: int, most_open: int) -> None:
-        """Sweeps what killed sessions left. Raises OSError, as all here does where the disk fails."""
+    def __init__(self, real_root: str, root_fd: int, device: int, most_open: int, ledger: str) -> None:
+        """Sweeps what killed sessions left. Raises OSError, as all here does where the disk fails, and
+        BadPathError where the ledger's folder cannot be one.
+        """
         self.root_fd = root_fd
         self._real_root = real_root
         self._device = device
@@ -294,6 +267,9 @@ class _Tree:
         self.partial = PartialFolder(root_fd)
         self._folders: OrderedDict[str, _Folder] = OrderedDict()
         self._count = 0
+        self.ledger: LedgerFolder | None = None
+        if ledger:
+            self.ledger = self._open_ledger(ledger)
 
     def with_files(self, act: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Do something that opens a file; where there are too many open, with fewer folders of ours."""
@@ -360,8 +336,19 @@ class _Tree:
 
     def close(self) -> None:
         self.close_folders()
+        if self.ledger is not None:
+            self.ledger.close()
         self.partial.close()
         os.close(self.root_fd)
+
+    def _open_ledger(self, folder: str) -> LedgerFolder:
+        try:
+            return LedgerFolder(self._open_folder(folder))
+        except (OSError, BadPathError) as error:
+            self.partial.close()
+            if isinstance(error, OSError) and error.errno in _BAD_PATH:
+                raise BadPathError(error.strerror) from error
+            raise
 
     def _folder(self, path: str) -> _Folder:
         folder = self._folders.get(path)
@@ -369,7 +356,11 @@ class _Tree:
             self._folders.move_to_end(path)
             return folder
         fd = self._open_folder(path)
-        same_device = os.fstat(fd).st_dev == self._device
+        found = os.fstat(fd)
+        if self.ledger is not None and self.ledger.is_same(found):  # by a link: the path itself was checked
+            os.close(fd)
+            raise BadPathError(f"a symbolic link leads into the ledger's folder: {path[:200]!r}")
+        same_device = found.st_dev == self._device
         folder = self._folders[path] = _Folder(fd, self.partial.fd if same_device else fd)
         if len(self._folders) > self._most_open:
             os.close(self._folders.popitem(last=False)[1].fd)

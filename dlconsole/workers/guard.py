@@ -60,6 +60,11 @@ class StoreGuard:
         self._trial_bytes = _TRIAL_BYTES
         self._well_since = clock()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a write failed and none has done well since: unlike at a limit, nothing may be written."""
+        return bool(self._failure)
+
     def open(self) -> None:
         """Open the store, or wait for it. Raises StoreError where waiting is of no use."""
         try:

@@ -11,18 +11,21 @@ from collections.abc import Iterator
 import msgspec
 
 from dlconsole.errors import FencedError
+from dlconsole.model import LedgerLine
 from dlconsole.services.queue import Claimed, Counted, Retry, Session
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
-    """An attempt's end: the task's field, the session it was claimed in, and, where it failed or was put
-    off, either the error item or the retry.
+    """An attempt's end: the task, the session it was claimed in, the error item where it failed, and the
+    retry where it is to be tried again or was put off. `line` is what the ledger says of the outcome, once
+    that is final.
     """
 
-    field: str
+    claimed: Claimed
     epoch: int
     error_item: bytes | None = None
     retry: Retry | None = None
+    line: LedgerLine | None = None
 
 
 class Outbox:
@@ -34,6 +37,8 @@ class Outbox:
         self.reports: deque[Report] = deque()
         self.returns: deque[tuple[Claimed, int]] = deque()
         """Tasks to be given back untouched."""
+        self.refused: deque[Report] = deque()
+        """Retries that found the delayed set full: in flight still, for the loop to end."""
         self._batch = batch
 
     @property
@@ -48,16 +53,24 @@ class Outbox:
         while self.reports:
             taken = [self.reports[i] for i in range(min(len(self.reports), self._batch))]
             reports = [report for report in taken if report.epoch == epoch]
-            retries = [report.retry for report in reports if report.retry is not None]
-            failed = [(r.field, r.error_item) for r in reports if r.error_item is not None]
-            stored = [r.field for r in reports if r.retry is None and r.error_item is None]
+            retries, failed, stored = [], [], []
+            for report in reports:
+                if report.retry is not None:
+                    retries.append(report.retry)
+                elif report.error_item is not None:
+                    failed.append((report.claimed.field, report.error_item))
+                else:
+                    stored.append(report.claimed.field)
             counted = session.ack(stored, failed, retries)
             if counted.fenced:
                 raise FencedError(f"session {session.id}: its lease has run out")
             for _ in taken:
                 self.reports.popleft()
             for report in reports:
-                held.pop(report.field, None)
+                if report.claimed.field in counted.refused:
+                    self.refused.append(report)
+                else:
+                    held.pop(report.claimed.field, None)
             yield counted
 
     def give_back(self, session: Session, epoch: int, held: dict[str, bytes]) -> None:
@@ -71,7 +84,14 @@ class Outbox:
         for _ in taken:
             self.returns.popleft()
 
+    def return_refused(self) -> None:
+        """Nobody ends them any more: give them back as they are."""
+        while self.refused:
+            report = self.refused.popleft()
+            self.returns.append((report.claimed, report.epoch))
+
     def clear(self) -> None:
         """Forget everything: the session that it belonged to is lost."""
         self.reports.clear()
         self.returns.clear()
+        self.refused.clear()

@@ -16,7 +16,7 @@ PARTIAL: Final = ".dlconsole-partial"
 """Folder in the root that unfinished files are in."""
 FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-_MORE: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+MORE: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -49,7 +49,7 @@ class PartialFolder:
 
     def append(self, name: str, data: bytes | bytearray, *, begins: bool) -> None:
         """More of a file, which is opened for each piece: so nothing of it is held open in between."""
-        fd = os.open(name, NEW_FILE if begins else _MORE, 0o666, dir_fd=self.fd)
+        fd = os.open(name, NEW_FILE if begins else MORE, 0o666, dir_fd=self.fd)
         try:
             write_all(fd, data)
         finally:

@@ -71,7 +71,7 @@ def put_off(client: redis.Redis) -> None:
     session = opened(client)
     client.lpush(KEYS.task, b"{}")
     (claimed,) = session.claim(1).items
-    assert session.ack([], retries=[Retry(claimed.field, 0, b'{"retry": 1}', b"{}")]).delayed == 1
+    assert session.ack([], retries=[Retry(claimed.field, 0, b'{"retry": 1}')]).delayed == 1
     session.close()
 
 

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import redis
@@ -22,6 +23,7 @@ from dlconsole import log
 from dlconsole.cli import _parser_for
 from dlconsole.commands.common import load_settings
 from dlconsole.demo.web import Shares, SimulatedWeb, WebConfig
+from dlconsole.model import LedgerLine
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.scripts import script
@@ -154,8 +156,21 @@ class Fleet:
 
     @property
     def files(self) -> list[Path]:
-        """The images in the store; what is unfinished is none."""
-        return [p for p in self.store.rglob("*") if p.is_file() and ".dlconsole-partial" not in p.parts]
+        """The images in the store; what is unfinished, or the ledger's, is none."""
+        files = (p for p in self.store.rglob("*") if p.is_file())
+        return [p for p in files if not {".dlconsole-partial", "ledger"} & set(p.parts)]
+
+    @property
+    def ledger(self) -> dict[str, LedgerLine]:
+        """The last line of each task, by its key."""
+        lines: dict[str, LedgerLine] = {}
+        for path in sorted((self.store / "ds/ledger").glob("*.jsonl")):
+            whole, _, _torn = path.read_bytes().rpartition(b"\n")
+            for raw in whole.splitlines():
+                line = msgspec.json.decode(raw, type=LedgerLine)
+                if line.key not in lines or line.ended_ms >= lines[line.key].ended_ms:
+                    lines[line.key] = line
+        return lines
 
 
 @pytest.fixture
@@ -237,8 +252,26 @@ def aof(server: PrivateRedis) -> Path:
     return path
 
 
+def assert_ledger_agrees(client: redis.Redis, fleet: Fleet, fed: int) -> None:
+    """Every task's last line says how it ended: failed in the words of its error, or else stored."""
+    lines = fleet.ledger
+    assert len(lines) == fed, f"{len(lines)} tasks in the ledger, {fed} were fed"
+    errors = [json.loads(raw) for raw in client.lrange(KEYS.error, 0, -1)]
+    failed = {error["n"]: error for error in errors}
+    for line in lines.values():
+        assert not isinstance(line.columns, msgspec.UnsetType)
+        error = failed.pop(json.loads(bytes(line.columns))["n"], None)
+        if error is None:
+            assert line.outcome == "stored", line
+        else:
+            assert (line.outcome, f"{line.kind}: {line.message}") == ("failed", error["error_msg"]), error
+    assert not failed
+
+
 def assert_nothing_lost_or_doubled(client: redis.Redis, fleet: Fleet, fed: int) -> dict[str, int]:
-    """Every task has one outcome, counted once; every stored one is a whole file."""
+    """Every task has one outcome, counted once, and the ledger says the same; every stored one is a whole
+    file.
+    """
     now = counts(client)
     assert (now["queued"], now["in_flight"], now["delayed"]) == (0, 0, 0)
     assert now["stored"] + now["failed"] == fed == now["fed"]
@@ -252,4 +285,5 @@ def assert_nothing_lost_or_doubled(client: redis.Redis, fleet: Fleet, fed: int) 
     for path in files:
         body = path.read_bytes()
         assert body.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")) or body[8:12] == b"WEBP", path
+    assert_ledger_agrees(client, fleet, fed)
     return now

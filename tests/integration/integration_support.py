@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from dlconsole import log
 from dlconsole.demo.web import SimulatedWeb, WebConfig
+from dlconsole.model import LedgerLine
 from dlconsole.services.keys import Keys
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
@@ -92,7 +95,27 @@ def changed(settings: Settings, section: str, **values: object) -> Settings:
 
 
 def stored_files(settings: Settings) -> list[Path]:
-    return [p for p in settings.worker.store_dir.rglob("*") if p.is_file()]
+    """What is in the store, but for the ledger."""
+    found = (p for p in settings.worker.store_dir.rglob("*") if p.is_file())
+    return [p for p in found if "ledger" not in p.parts]
+
+
+def ledger_of(settings: Settings) -> list[LedgerLine]:
+    """Every line of the dataset's ledger, file by file; all of them must be whole."""
+    files = sorted((settings.worker.store_dir / settings.dataset / "ledger").glob("*.jsonl"))
+    return [
+        msgspec.json.decode(line, type=LedgerLine)
+        for path in files
+        for line in path.read_bytes().splitlines()
+    ]
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[bool], None]]:
+    """Make every write to a file fail, as a full disk does: the kernel's limit on a file's size is 0."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 RUNNING: list[Running] = []

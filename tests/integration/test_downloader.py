@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import resource
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -465,14 +464,6 @@ def test_a_key_of_another_type_ends_the_worker_with_a_plain_error(
     worker.thread.join(20)
     assert isinstance(worker.outcome, RedisUnusable)
     assert "another type" in str(worker.outcome)
-
-
-@pytest.fixture
-def no_room() -> Iterator[Callable[[bool], None]]:
-    """Make every write to a file fail, as a full disk does: the kernel's limit on a file's size is 0."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_store_that_fails_loses_no_task(

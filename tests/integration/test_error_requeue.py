@@ -22,7 +22,8 @@ from dlconsole.services import error_requeue, retries
 from dlconsole.services.error_items import Filter, parse, task_again
 from dlconsole.services.error_requeue import RequeueReport
 from dlconsole.services.error_source import CHUNK, ExportedFile
-from dlconsole.services.queue import Session, decode_task, error_item, new_session_id
+from dlconsole.services.queue import Session, error_item, new_session_id
+from dlconsole.services.tasks import decode_task
 from dlconsole.settings import Settings
 
 SEED = 20240131

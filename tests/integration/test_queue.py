@@ -10,7 +10,8 @@ import redis
 from dlconsole.errors import FencedError, RedisUnusable
 from dlconsole.model import Failure, FailureKind, SessionStats
 from dlconsole.services.keys import Keys
-from dlconsole.services.queue import Session, decode_task, error_item, new_session_id
+from dlconsole.services.queue import Session, error_item, new_session_id
+from dlconsole.services.tasks import decode_task
 
 KEYS = Keys("ds")
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from integration_support import KEYS, errors_of, task, until
+from integration_support import KEYS, errors_of, stored_files, task, until
 from PIL import Image
 
 from dlconsole import log
@@ -222,7 +222,7 @@ def test_every_hostile_file_gets_its_kind_and_harms_no_neighbour(
     assert time.monotonic() - began < 60
     images = {path.name for path in files if path.suffix in WEB_FORMATS}
     assert kinds(redis_client) == {p.name: "not_image" for p in files if p.name not in images} | BROKEN
-    assert {p.name for p in (settings.worker.store_dir / "ds").iterdir()} == images - BROKEN.keys()
+    assert {p.name for p in stored_files(settings) if p.parent.name == "ds"} == images - BROKEN.keys()
     assert len(list((settings.worker.store_dir / "good").iterdir())) == len(files)
 
 
@@ -384,7 +384,7 @@ def test_a_session_that_is_replaced_while_decoding_counts_nothing_twice(
         until(lambda old=session: redis_client.zscore(KEYS.lease, old) is None)
     worker.end()
     assert "session replaced" in worker.log.getvalue()
-    assert stored(redis_client) == 52 == len(list((settings.worker.store_dir / "ds").iterdir()))
+    assert stored(redis_client) == 52 == len(stored_files(settings))
     assert redis_client.llen(KEYS.task) == 0
     assert redis_client.exists(KEYS.sessions, KEYS.lease, KEYS.error) == 0
 
@@ -525,7 +525,7 @@ def test_a_body_with_another_hash_is_kept_on_request(
     assert error["error_msg"].endswith("; kept as .dlconsole-mismatched/ds/wrong.png")
     store = settings.worker.store_dir
     assert (store / ".dlconsole-mismatched/ds/wrong.png").read_bytes() == body
-    assert not (store / "ds").exists()
+    assert [path.parent.parent.name for path in stored_files(settings)] == [".dlconsole-mismatched"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dlconsole.errors import BadPathError, SpillLost, StoreError
-from dlconsole.workers.files import MISMATCHED, PARTIAL, Store, place_of
+from dlconsole.workers.files import PARTIAL, Store
+from dlconsole.workers.places import MISMATCHED, place_of
 
 
 @pytest.fixture
@@ -177,7 +178,8 @@ def test_a_removed_folder_is_made_again(store: Store) -> None:
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from dlconsole.workers.files import Store, place_of
+from dlconsole.workers.files import Store
+from dlconsole.workers.places import place_of
 store = Store(Path(sys.argv[1]))
 real = os.write
 def half(fd, data):

@@ -12,8 +12,9 @@ from unit_support import Clock
 
 from dlconsole.errors import StoreError
 from dlconsole.settings import GuardSettings
-from dlconsole.workers.files import Store, place_of
+from dlconsole.workers.files import Store
 from dlconsole.workers.guard import StoreGuard
+from dlconsole.workers.places import place_of
 
 FULL = StoreError("store /x: Disk quota exceeded")
 SETTINGS = GuardSettings(check_s=1, max_used_percent=100)

@@ -5,15 +5,16 @@
 -- KEYS[3]  HASH  in flight  '<batch>:<i>' -> raw item; '_last' -> '<batch>' and its flag
 -- KEYS[4]  HASH  control    'paused' -> '1' while the fleet is paused
 -- KEYS[5]  HASH  crash      sha1 of an item -> the sessions that died holding it
--- ARGV     sid, batch, n, ttl_ms, deaths      batch is a number that the client counts up
+-- ARGV     sid, batch, n, ttl_ms, max deaths      batch is a number that the client counts up
 -- Returns  {code, flag, ...}: code is
 --            'OK'      the items follow; the k-th belongs to field '<batch>:<k-1>'
 --            'REPLAY'  this batch was taken before: (i, item) pairs of what is still in flight of it
 --            'FENCED'  the lease is missing or past; nothing was taken
 --            'PAUSED'  nothing was taken
---          flag is 'stop' when the batch ended at a legacy stop sentinel, which it consumed; 'solo'
---          when it is one item that `deaths` sessions died holding: it is to be worked on alone, so
---          that the next death tells the poison from what was merely near it; else ''.
+--          flag is 'stop' when the batch ended at a legacy stop sentinel, which it consumed; 'crashed'
+--          when it is one item that `max deaths` sessions died holding: it is to be ended as that, and
+--          not to be worked on; 'solo' when one less did: it is to be worked on alone, so that the next
+--          death tells the poison from what was merely near it; else ''.
 --
 -- Safe to repeat: the same batch number returns the same items, a smaller one takes nothing, so a
 -- lost reply neither strands nor doubles a task. Types are checked before the pop, because a script
@@ -65,9 +66,11 @@ local function is_sentinel(item)
 end
 
 local has_suspects = redis.call('EXISTS', KEYS[5]) == 1
-local function is_suspect(item)
-  if not has_suspects then return false end
-  return #deaths_of(KEYS[5], redis.sha1hex(item)) >= tonumber(ARGV[5])
+local max_deaths = tonumber(ARGV[5])
+local function suspicion(item)
+  if not has_suspects then return '' end
+  local deaths = #deaths_of(KEYS[5], redis.sha1hex(item))
+  return deaths >= max_deaths and 'crashed' or deaths == max_deaths - 1 and 'solo' or ''
 end
 
 -- What lies behind the end of the batch goes back, so that the next of it is at the tail again.
@@ -82,8 +85,10 @@ for i = 1, #items do
     taken, flag = i - 1, 'stop'
     put_back(i + 1)
     break
-  elseif is_suspect(items[i]) then
-    taken, flag = math.max(i - 1, 1), i == 1 and 'solo' or ''
+  end
+  local suspected = suspicion(items[i])
+  if suspected ~= '' then
+    taken, flag = math.max(i - 1, 1), i == 1 and suspected or ''
     put_back(taken + 1)
     break
   end

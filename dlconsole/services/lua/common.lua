@@ -44,20 +44,6 @@ local function read_item(item)
   return pcall(cjson.decode, (string.gsub(item, '\\u[dD][89a-fA-F]%x%x', '\\u0020')))
 end
 
--- The error list's item for a task that ended here, in Redis: its own object, byte for byte, and the
--- two legacy fields; what is no JSON object is wrapped.
-local function error_item(item, status, message)
-  local tail = '"status": ' .. status .. ', "error_msg": ' .. cjson.encode(message) .. '}'
-  local ok, task = read_item(item)
-  local body = string.match(item, '^%s*(.-)%s*$')
-  if not ok or type(task) ~= 'table' or string.sub(body, 1, 1) ~= '{' then
-    return '{"raw": ' .. cjson.encode(item) .. ', ' .. tail
-  end
-  -- Where it has these fields already, the last ones count, as in every common reader. Writing the
-  -- object anew would change it: cjson rounds long numbers and takes an empty list for an object.
-  return string.sub(body, 1, -2) .. (next(task) and ', ' or '') .. tail
-end
-
 -- An item's deaths: the sessions that died holding it since it was last finished, by name, so that a
 -- call sent twice counts once, and a session that turns out to live can be taken off again.
 local function deaths_of(crash, digest)

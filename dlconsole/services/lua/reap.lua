@@ -5,16 +5,17 @@
 -- KEYS[3]  SET     sessions    every session that may own an in-flight hash
 -- KEYS[4]  HASH    workers     session id -> statistics
 -- KEYS[5]  HASH    crash       sha1 of an item -> the sessions that died holding it
--- KEYS[6]  LIST    error list
--- KEYS[7]  STRING  failed      counter
 -- ARGV     in-flight prefix (its hashes share the slot of the keys above), step, max deaths,
 --          crash memory in ms
--- Returns  {session id or '', given back, crashed, more}: more is 1 where another call has work to do
+-- Returns  {session id or '', given back, more}: more is 1 where another call has work to do
 --
 -- A session is dead when its lease has run out, or when it is registered but has no lease at all (a
 -- Redis that lost its last second can leave that); of these a few are looked at in each call. Its
 -- lease goes first, so from here on its claims and renewals are refused; its acks find no field.
--- Items go back behind those that are next: the first claimed is the next to be taken again.
+-- Items go back behind those that are next: the first claimed is the next to be taken again. That is so
+-- of every item: one with `max deaths` is ended by the worker that claims it next, for an outcome is written
+-- into a ledger first, which is on that worker's disk. It does not work on such an item, so no further death
+-- is remembered of it.
 --
 -- Safe to repeat, and safe for many to call at once: an item moves only with its HDEL. Types are
 -- checked first; ZREM comes before any command that Redis refuses when out of memory.
@@ -22,7 +23,7 @@
 local SAMPLE = 16
 
 local wrong = expect(KEYS[1], 'list') or expect(KEYS[2], 'zset') or expect(KEYS[3], 'set')
-  or expect(KEYS[5], 'hash') or expect(KEYS[6], 'list') or expect_number(KEYS[7])
+  or expect(KEYS[5], 'hash')
 if wrong then return wrong end
 
 local now = clock()
@@ -37,39 +38,33 @@ local function find_dead()
 end
 
 local sid = find_dead()
-if not sid then return {'', 0, 0, 0} end
+if not sid then return {'', 0, 0} end
 local held_key = ARGV[1] .. sid
 redis.call('ZREM', KEYS[2], sid)
 redis.call('HDEL', KEYS[4], sid)
 if expect(held_key, 'hash') then  -- somebody else's: it stays as it is, and is not looked at again
   redis.call('SREM', KEYS[3], sid)
-  return {sid, 0, 0, 1}
+  return {sid, 0, 1}
 end
 -- Registered for as long as it owns anything, so that the next call finds it again.
 redis.call('SADD', KEYS[3], sid)
 
 local items = newest_first(redis.call('HGETALL', held_key))
-local given_back, crashed = 0, 0
-for i = 1, math.min(step, #items) do
+local given_back = math.min(step, #items)
+for i = 1, given_back do
   local field, item = items[i][3], items[i][4]
   redis.call('HDEL', held_key, field)
   local digest = redis.sha1hex(item)
   local deaths = deaths_of(KEYS[5], digest)
-  if not position(deaths, sid) then deaths[#deaths + 1] = sid end
-  if #deaths >= max_deaths then
-    redis.call('HDEL', KEYS[5], digest)
-    redis.call('LPUSH', KEYS[6], error_item(item, 900, 'crashed: ' .. #deaths .. ' sessions died holding it'))
-    redis.call('INCRBY', KEYS[7], 1)
-    crashed = crashed + 1
-  else
+  if #deaths < max_deaths and not position(deaths, sid) then
+    deaths[#deaths + 1] = sid
     redis.call('HSET', KEYS[5], digest, table.concat(deaths, ' '))
-    redis.call('RPUSH', KEYS[1], item)
-    given_back = given_back + 1
   end
+  redis.call('RPUSH', KEYS[1], item)
 end
 if given_back > 0 then redis.call('PEXPIRE', KEYS[5], ARGV[4]) end
 if #items <= step then
   redis.call('DEL', held_key)
   redis.call('SREM', KEYS[3], sid)
 end
-return {sid, given_back, crashed, 1}
+return {sid, given_back, 1}

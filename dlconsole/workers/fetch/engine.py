@@ -70,13 +70,14 @@ class TurnedAway(msgspec.Struct, frozen=True, gc=False):
 
 class Result(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One finished fetch, with the token that it was started with (which is in no cycle: gc=False), and the
-    host that it was at in the end, after redirects; whether that host was asked.
+    host that it was at in the end, after redirects; whether that host was asked, and the URL that it was at.
     """
 
     token: T
     outcome: Fetched | Failure | TurnedAway | NotKept
     host: str
     asked: bool
+    url: str
 
 
 class Hosts(Protocol):

@@ -395,7 +395,7 @@ class Hops(ABC, Generic[T]):
         asked: bool = False,
     ) -> None:
         self._leave(fetch)
-        self._ended.append(Result(fetch.token, outcome, host, asked))
+        self._ended.append(Result(fetch.token, outcome, host, asked, fetch.target.url))
 
     def _take_ended(self) -> list[Result[T]]:
         ended, self._ended = self._ended, []
