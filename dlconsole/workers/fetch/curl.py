@@ -292,8 +292,6 @@ class CurlEngine(Hops[T]):
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         transfer = self._idle[-1]
-        if fetch.text_bytes:
-            transfer.reset_answer(fetch.text_bytes)
         transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
@@ -311,6 +309,8 @@ class CurlEngine(Hops[T]):
             self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
+        if fetch.text_bytes:
+            transfer.reset_answer(fetch.text_bytes)
         transfer.fetch = fetch
         self._idle.pop()
         return None
