@@ -11,28 +11,20 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its queue.py would hide the standard one
 
 import argparse
-import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from importlib import import_module
 from typing import Any, Final
 
 from bench.fetch_img2dataset import VARIABLE
-from bench.fetch_rig import Bench, Row
+from bench.fetch_rig import Bench
 from bench.rig import (
-    EXIT_CANNOT,
-    EXIT_FAIL,
     Cores,
-    NotHere,
-    RigError,
     folder,
     machine,
     on_core,
-    progress,
     run,
 )
+from bench.rows import add_only, report
 from bench.webs import PICTURE_BYTES, make_pictures
 from dlconsole.services.connection import connect
 from dlconsole.services.private_redis import PrivateRedis
@@ -45,8 +37,6 @@ MODULES: Final = {
     "bench.fetch_dns": ("dns",),
     "bench.fetch_resident": ("memory", "flat"),
 }
-"""Each has `measure(bench, wanted)`, which gives the rows that are wanted, or raises RigError."""
-ROWS: Final = tuple(row for rows in MODULES.values() for row in rows)
 _LEAST_TASKS: Final = 2000
 _ROOM_BYTES: Final = 2**26
 
@@ -65,47 +55,7 @@ def main() -> int:
         with connect(private.url, name="bench") as client:
             facts = machine(f"{client.info('server')['redis_version']}")
         bench = Bench(cores, usable, private.url, memory, kind, pictures, args)
-        progress(f"{cores.note}; files on {kind}")
-        if not args.json:
-            print(", ".join(f"{name}: {value}" for name, value in facts.items()))
-            print(f"{cores.note}; files on {kind}; median [min-max] of the rounds\n", flush=True)
-        rows = []
-        for row in _measured(bench, set(args.only)):
-            rows.append(row)
-            if not args.json:
-                print(f"{row.text()}\n", flush=True)
-    if args.json:
-        report = {"machine": facts, "cores": cores.note, "files_on": kind}
-        print(json.dumps(report | {"rows": {row.name: row.to_json() for row in rows}}, indent=1))
-    if any(row.verdict == "FAIL" for row in rows):
-        return EXIT_FAIL
-    return EXIT_CANNOT if any(row.broken for row in rows) else 0
-
-
-def _measured(bench: Bench, wanted: set[str]) -> Iterator[Row]:
-    for name, rows in MODULES.items():
-        todo = [row for row in rows if row in wanted]
-        if not todo:
-            continue
-        started = time.monotonic()
-        progress(f"{', '.join(todo)}:")
-        for row in _rows_of(name, bench, wanted):
-            progress(f"  {row.name}: {row.verdict}")
-            yield row
-        progress(f"  {time.monotonic() - started:.0f} s")
-
-
-def _rows_of(module: str, bench: Bench, wanted: set[str]) -> Iterator[Row]:
-    """A module's rows; what it cannot measure is said in place of each that is still owed."""
-    owed = [row for row in MODULES[module] if row in wanted]
-    measure: Callable[[Bench, set[str]], Iterable[Row]] = import_module(module).measure
-    try:
-        for row in measure(bench, wanted):
-            owed.remove(row.name)
-            yield row
-    except RigError as error:
-        for name in owed:
-            yield Row(name, name, why=str(error), broken=not isinstance(error, NotHere))
+        return report(MODULES, bench, facts)
 
 
 def _arguments() -> argparse.Namespace:
@@ -113,7 +63,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add: Any = parser.add_argument
-    add("--only", type=_rows, default=ROWS, metavar="ROW[,ROW]", help=f"measure these of {', '.join(ROWS)}")
+    add_only(parser, MODULES)
     add("--tasks", type=int, default=20_000, metavar="N", help="URLs of a run of the worker (default: 20000)")
     add("--rounds", type=int, default=5, metavar="N", help="rounds of each row (default: 5; slow rows: 3)")
     add("--disk-rounds", type=int, default=3, metavar="N", help="and on disk (default: 3)")
@@ -129,14 +79,6 @@ def _arguments() -> argparse.Namespace:
     if args.tasks < _LEAST_TASKS or min(args.rounds, args.disk_rounds, args.concurrency) < 1:
         parser.error(f"at least {_LEAST_TASKS} tasks, 1 round, concurrency 1")
     return args
-
-
-def _rows(text: str) -> tuple[str, ...]:
-    rows = tuple(text.split(","))
-    unknown = [row for row in rows if row not in ROWS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    return rows
 
 
 if __name__ == "__main__":

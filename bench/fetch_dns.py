@@ -16,8 +16,9 @@ from typing import Final
 
 from bench.contenders import Order, Result
 from bench.fetch_hosts import CONCURRENCY, LATENCY_S, ROUNDS
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, compared, in_turns, system_resolver
+from bench.fetch_rig import LOOPBACK, Bench, Errand, compared, in_turns, system_resolver
 from bench.rig import Ratio, RigError, paired, progress
+from bench.rows import Row
 from bench.webs import DEAD, late_web, name_server, picture_path
 from dlconsole.settings import DnsSettings, FetchSettings
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.contenders import Order
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, compared, in_turns
+from bench.fetch_rig import LOOPBACK, Bench, Errand, compared, in_turns
 from bench.rig import Ratio
+from bench.rows import Row
 from bench.webs import late_web, picture_path
 from dlconsole.settings import FetchSettings
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.fetch_rig import Bench, Row
+from bench.fetch_rig import Bench
 from bench.rig import folder, progress
+from bench.rows import Row
 
 ROWS: Final = ("memory", "flat")
 _WHAT: Final = ("resident memory on a hostile web", "resident memory, late / early")

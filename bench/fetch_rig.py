@@ -1,4 +1,4 @@
-"""What the rows of fetch.py share: running a worker or a contender into a folder, and what a row is."""
+"""What the rows of fetch.py share: running a worker or a contender into a folder."""
 
 from __future__ import annotations
 
@@ -33,13 +33,21 @@ from bench.rig import (
     speeds,
     wait_for,
 )
+from bench.rows import Row
 from bench.webs import DEAD, PICTURE_BYTES, check_pictures, name_server
 from dlconsole import log
 from dlconsole.services.connection import connect
 from dlconsole.services.feeder import feed
 from dlconsole.services.keys import Keys
 from dlconsole.services.supervisor import WorkerGroup
-from dlconsole.settings import DnsSettings, FetchSettings, RetrySettings, Settings, WorkerSettings
+from dlconsole.settings import (
+    DnsSettings,
+    FeedSettings,
+    FetchSettings,
+    RetrySettings,
+    Settings,
+    WorkerSettings,
+)
 
 LOOPBACK: Final = ("127.0.0.0/8",)
 POLL_S: Final = 0.005
@@ -47,36 +55,6 @@ RUN_S: Final = 120.0
 _RESOLVER: Final = "127.0.53.53"
 _FROM_LOOPBACK: Final = FetchSettings(allow_networks=LOOPBACK)
 _DNS_AS_SHIPPED: Final = DnsSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: its ratio, or why there is none. `lines` and `figures` are what stands behind it,
-    for people and for machines; `broken`: it could have been measured here.
-    """
-
-    name: str
-    what: str
-    ratio: Ratio | None = None
-    why: str = ""
-    broken: bool = False
-    lines: tuple[str, ...] = ()
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        """PASS, FAIL, or why it was not measured."""
-        return self.ratio.verdict if self.ratio is not None else f"not measured: {self.why}"
-
-    def text(self) -> str:
-        """For people."""
-        first = self.ratio.line() if self.ratio is not None else f"{self.what:<42} {self.verdict}"
-        return "\n".join((f"{self.name}: {first}", *(f"    {line}" for line in self.lines)))
-
-    def to_json(self) -> dict[str, Any]:
-        """For machines."""
-        ratio = self.ratio.to_json() if self.ratio is not None else None
-        return {"what": self.what, "verdict": self.verdict, "ratio": ratio, **self.figures}
 
 
 def compared(name: str, ratio: Ratio, runs: dict[str, list[Result]], notes: Sequence[str] = ()) -> Row:
@@ -115,7 +93,8 @@ def in_turns(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[s
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What a worker is given to do: the first `count` of the URLs. Names that are dead fail, and are not tried
-    again; so may `may_lose` others.
+    again; so may `may_lose` others. `fed` is a list of just these URLs with more columns, to be fed in their
+    place; `sections` are further sections of the settings.
     """
 
     urls: Path
@@ -124,6 +103,8 @@ class Errand:
     fetch: FetchSettings = _FROM_LOOPBACK
     dns: DnsSettings = _DNS_AS_SHIPPED
     may_lose: int = 0
+    fed: Path | None = None
+    sections: dict[str, Any] = field(default_factory=dict)
 
     def good(self) -> list[str]:
         """The URLs that have a picture."""
@@ -213,7 +194,7 @@ class Bench:
         """
         good = errand.good()
         with self.running(errand, store, self.cores.client, keep=keep) as running:
-            result = _timed(running, errand.count, len(good), errand.may_lose)
+            result = timed(running, errand.count, len(good), errand.may_lose)
             self.finish(running, errand)
             return result
 
@@ -241,12 +222,14 @@ class Bench:
                 ),
                 fetch=errand.fetch,
                 dns=errand.dns,
+                feed=FeedSettings(layout="flat"),  # one folder, as the contenders write
                 retry=RetrySettings(max_attempts=1),  # a dead name is to end within the run
+                **errand.sections,
             )
             words = stack.enter_context((out / "log").open("w+"))
             client = stack.enter_context(connect(settings.redis, name="bench"))
             client.flushall()
-            _feed_first(errand, out / "urls", settings)
+            _feed(errand, out / "urls", settings)
             logger = log.configure(settings.log, words)
             group = WorkerGroup(settings, logger, until_empty=True, stderr=words.buffer)
             stack.callback(_end, group)
@@ -258,7 +241,7 @@ class Bench:
             yield Running(client, Keys(settings.dataset), group, out, words, let_go)
 
 
-def _timed(running: Running, count: int, good: int, may_lose: int) -> Result:
+def timed(running: Running, count: int, good: int, may_lose: int) -> Result:
     """From the first claim to the last picture's ack, as Redis shows them; both are seen up to `POLL_S` late."""
     process = psutil.Process(running.group.pids[0])
     wait_for(
@@ -282,7 +265,10 @@ def _timed(running: Running, count: int, good: int, may_lose: int) -> Result:
     return Result(last - began, cpu_s, stored)
 
 
-def _feed_first(errand: Errand, part: Path, settings: Settings) -> None:
+def _feed(errand: Errand, part: Path, settings: Settings) -> None:
+    if errand.fed is not None:
+        feed(errand.fed, settings)
+        return
     with errand.urls.open("rb") as source, part.open("wb") as target:
         target.writelines(line for _, line in zip(range(errand.count), source, strict=False))
     feed(part, settings)

@@ -26,7 +26,6 @@ from bench.fetch_rig import (
     RUN_S,
     Bench,
     Errand,
-    Row,
     Running,
     by_cpu,
     by_speed,
@@ -35,6 +34,7 @@ from bench.fetch_rig import (
 )
 from bench.quota import quotas
 from bench.rig import NotHere, Ratio, RigError, on_core, wait_for
+from bench.rows import Row
 from bench.webs import nginx, picture_path
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.settings import FetchSettings

@@ -14,8 +14,9 @@ from typing import Final
 
 from bench import fetch_img2dataset as img2dataset
 from bench.contenders import Order, Result, missing
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, by_cpu, by_speed, compared, in_turns
+from bench.fetch_rig import LOOPBACK, Bench, Errand, by_cpu, by_speed, compared, in_turns
 from bench.rig import Ratio, folder, progress
+from bench.rows import Row
 from bench.webs import PICTURE_BYTES, nginx, picture_path
 from dlconsole.settings import FetchSettings
 

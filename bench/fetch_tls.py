@@ -16,8 +16,9 @@ import certifi
 import trustme
 
 from bench.contenders import Order
-from bench.fetch_rig import LOOPBACK, Bench, Errand, Row, by_cpu, compared, in_turns, system_resolver
+from bench.fetch_rig import LOOPBACK, Bench, Errand, by_cpu, compared, in_turns, system_resolver
 from bench.rig import Ratio
+from bench.rows import Row
 from bench.webs import ADDRESSES, Certificate, name_server, nginx, picture_path
 from dlconsole.settings import DnsSettings, FetchSettings
 

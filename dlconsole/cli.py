@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "worker": "headless downloaders, the same as `dlconsole --worker`",
     "feed": "put URL lists into the queue",
     "errors": "failed tasks: count them, export them to files, put them back into the queue",
+    "ledger": "what became of each task: count it, merge it, export it as a table",
     "status": "one picture of the fleet, for scripts and for terminals without a console",
     "sites": "the sites that the fleet fetches from: speed, failures, times, pauses",
     "pause": "let the whole fleet take no more tasks",
@@ -27,7 +28,7 @@ COMMANDS: Final = {
     "doctor": "look for what is wrong: Redis, disk, limits, DNS, clock, permissions",
     "demo": "the whole path on a simulated web: feed, two workers, the console on top",
     "redis": "the Redis that dlconsole runs by itself: status, start, stop",
-    "config": "show the settings and where each comes from",
+    "config": "the settings and where each comes from; take over those of the legacy scripts",
 }
 
 _VALUE_OPTIONS: Final = frozenset({"--config", "--context", "--redis", "--dataset"})

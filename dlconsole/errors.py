@@ -9,6 +9,7 @@ DlconsoleError              anything a command reports in one line and exits for
 │   └── RedisUnusable       wrong version, wrong password, a key of another type: a person must act
 ├── FencedError             this session's lease has run out: its tasks are no longer its own
 ├── FeedError               a URL list that cannot be read
+├── LedgerError             a ledger that cannot be read, or no room for what is made of it
 ├── BadPathError            a task's path that is no place under the store
 └── StoreError              the store cannot be written: never a task's failure
     └── SpillLost           it was closed meanwhile, and an unfinished body with it
@@ -61,6 +62,10 @@ class FencedError(DlconsoleError):
 
 class FeedError(DlconsoleError):
     """A URL list cannot be read."""
+
+
+class LedgerError(DlconsoleError):
+    """A ledger cannot be read, or what is made of it cannot be written."""
 
 
 class BadPathError(DlconsoleError):

@@ -55,6 +55,11 @@ _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
 )
+LAYOUTS: Final = {
+    "sharded": "/{ds}/images/{ab}/{cd}/{sha256}.jpg",
+    "flat": "/{ds}/images/{sha256}.jpg",
+}
+"""Where images go by `feed.layout`, as a path template."""
 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 CONTACT_RULE: Final = "a mail address or an http(s) URL, in up to 200 printable ASCII characters"
@@ -98,6 +103,8 @@ def _check_dataset(name: str) -> str:
 
 
 def _check_template(template: str) -> str:
+    if not template:
+        return template
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -421,8 +428,10 @@ class DnsSettings(Section):
 class FeedSettings(Section):
     """`[feed]`: URL lists to tasks."""
 
-    path_template: Annotated[str, AfterValidator(_check_template)] = "/{ds}/images/{sha256}.jpg"
-    """Where an image goes; {ab} and {cd} are the first and second two characters of {sha256}."""
+    layout: Literal["sharded", "flat"] = "sharded"
+    """`sharded`: `/{ds}/images/{ab}/{cd}/{sha256}.jpg`. `flat`: without `{ab}/{cd}`, as legacy feeders do."""
+    path_template: Annotated[str, AfterValidator(_check_template)] = ""
+    """A place for images; {ab}, {cd}: the first and second two characters of {sha256}. Empty: none."""
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
@@ -450,8 +459,29 @@ class FeedSettings(Section):
     """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
     reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
     """Folder that bad rows are written to, one file a list that has some."""
+    threshold: Count = Field(default=0, ge=0, le=2**53)
+    """Feeding stops while the queue has more tasks than this (the legacy `addtask_threshold`); 0: never."""
+    shuffle_hosts: bool = False
+    """Whether neighbours in the queue are to be of different hosts, within a window of the list."""
+    shuffle_window: Count = Field(default=20_000, ge=2, le=1_000_000)
+    """Rows of that window; it ends before where its tasks have 64 MiB."""
+    dedupe: Literal["off", "file", "bloom"] = "off"
+    """Of equal URLs the first is fed: `file` within each list, `bloom` across lists, with a known error."""
+    bloom_items: Count = Field(default=100_000_000, ge=1000, le=10**11)
+    """URLs that a new Bloom filter is made for: 1.8 bytes each with an error of 0.001."""
+    bloom_error: float = Field(default=0.001, ge=1e-9, le=0.5)
+    """Share of new URLs that is taken for duplicates when it has so many."""
+    temp_dir: Folder | None = None
+    """Folder for the table of URLs of `dedupe = "file"`, 32 to 64 bytes a URL; none: below `state_dir`."""
+    watch_s: Seconds = Field(default=5.0, ge=0.1, le=3600)
+    """How long a list in a watched folder must stay the same before it is fed; so often is looked."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
+
+    @property
+    def template(self) -> str:
+        """Where an image goes: `path_template`, or what the layout says."""
+        return self.path_template or LAYOUTS[self.layout]
 
 
 class ErrorsSettings(Section):

@@ -45,14 +45,21 @@ class _Item(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class RowWriter:
-    """Makes the items of one list with columns; the path of each image as `feed.path_template` says."""
+    """Makes the items of one list with columns; the path of each image as `feed.path_template`, or else
+    `feed.layout` says. In a layout the extension is that of the list's column, where it has one, else `jpg`.
+    """
 
     def __init__(self, settings: Settings, list_id: str, columns: Columns) -> None:
-        template = "/" + settings.feed.path_template.lstrip("/").replace("{ds}", settings.dataset)
+        is_layout = not settings.feed.path_template
+        template = "/" + settings.feed.template.lstrip("/").replace("{ds}", settings.dataset)
+        if is_layout and columns.ext:
+            template = template.removesuffix("jpg") + "{ext}"
         self._template = template
-        head, mark, tail = template.partition("{sha256}")
+        self._url_has_ext = not is_layout
+        self._is_sharded = "{ab}/{cd}/{sha256}" in template
+        head, mark, tail = template.replace("{ab}/{cd}/{sha256}", "{sha256}").partition("{sha256}")
         self._around = (head, tail) if mark and not set("{}") & set(head + tail) else None
-        """What stands around the digest, where that is all that differs between paths."""
+        """What stands around the digest and its folders, where these are all that differs between paths."""
         self._max_url_bytes = settings.feed.max_url_bytes
         self._columns = columns
         self._prefix = list_id.removeprefix("stream-")[:_KEY_DIGITS] + "-"
@@ -66,7 +73,7 @@ class RowWriter:
         url_name, caption_name = columns.url, columns.caption or _NO_COLUMN
         id_name, hash_name = columns.id or _NO_COLUMN, columns.hash or _NO_COLUMN
         encode, plain, most = self._encode, _PLAIN_URL.fullmatch, self._max_url_bytes
-        max_bytes = self._max_bytes or 1 << 62
+        max_bytes, is_sharded = self._max_bytes or 1 << 62, self._is_sharded
         items: list[bytes] = []
         number = tally.lines
         for row in block.rows:
@@ -80,18 +87,22 @@ class RowWriter:
                 if not url:
                     continue
             digest = sha256(url.encode()).hexdigest()
-            path = f"{around[0]}{digest}{around[1]}" if around else self._path(digest, url, row)
+            if around:
+                name = f"{digest[:2]}/{digest[2:4]}/{digest}" if is_sharded else digest
+                path = f"{around[0]}{name}{around[1]}"
+            else:
+                path = self._path(digest, url, row)
             row.pop(url_name)
             caption, id_, hash_ = (
                 row.pop(caption_name, None),
                 row.pop(id_name, None),
                 row.pop(hash_name, None),
             )
-            if caption.__class__ is not str:
+            if caption.__class__ is not str and caption is not None:
                 caption = _role_value(caption)
             if id_.__class__ is float or id_.__class__ is bytes:
                 id_ = _role_value(id_)
-            if hash_.__class__ is not str:
+            if hash_ is not None:
                 hash_ = _digest(hash_)
             rest = row if kept is None else {name: value for name, value in row.items() if name in kept}
             item = _Item(path, url, f"{prefix}{number}", caption, id_, hash_, rest or None)
@@ -132,7 +143,8 @@ class RowWriter:
     def _path(self, digest: str, url: str, row: dict[str, Any]) -> str:
         named = row.get(self._columns.ext) if self._columns.ext else None
         ext = named.lower().lstrip(".") if isinstance(named, str) else ""
-        ext = ext if ext in IMAGE_EXTENSIONS else extension(url)
+        if ext not in IMAGE_EXTENSIONS:
+            ext = extension(url) if self._url_has_ext else "jpg"
         return self._template.format(sha256=digest, ab=digest[:2], cd=digest[2:4], ext=ext)
 
     def _without_large_values(self, item: _Item, body: bytes, tally: Tally) -> bytes:

@@ -61,9 +61,10 @@ def line(i: int) -> bytes:
 @cache
 def expected() -> list[bytes]:
     """The queue, first to be taken first."""
-    form = b'{"img_path": "/ds/images/%s.jpg", "img_url": "%s"}'
+    form = b'{"img_path": "/ds/images/%s/%s/%s.jpg", "img_url": "%s"}'
     lines = (text for i in range(LINES) if (text := line(i)).startswith(b"https"))
-    return [form % (hashlib.sha256(text).hexdigest().encode(), text) for text in lines]
+    named = ((hashlib.sha256(text).hexdigest().encode(), text) for text in lines)
+    return [form % (name[:2], name[2:4], name, text) for name, text in named]
 
 
 def assert_each_task_was_fed_once(client: redis.Redis) -> None:

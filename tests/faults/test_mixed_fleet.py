@@ -4,88 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
 import redis
-import requests
 from faults_support import FULL, KEYS, Fleet, counts, feed, is_done, item, until
+from legacy_worker import StartLegacy
 
 from dlconsole.demo.web import SimulatedWeb
 from dlconsole.services.error_items import parse, task_again
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.retries import attempts_of
 from dlconsole.services.upkeep import keep
-
-
-class LegacyWorker:
-    """What the legacy script does: pop, fetch in a pool of threads, count; stops at a sentinel."""
-
-    def __init__(self, client: redis.Redis, store: Path) -> None:
-        self.client = client
-        self.store = store
-        self.stopped = threading.Event()
-        self.broken_off = threading.Event()
-        self.taken: list[bytes] = []
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        with ThreadPoolExecutor(8) as pool:
-            while not self.broken_off.is_set():
-                raw = self.client.rpop(KEYS.task)
-                if raw is None:
-                    if self.stopped.wait(0.02):
-                        return
-                    continue
-                if b"stop_this_task" in raw:
-                    return
-                self.taken.append(raw)
-                pool.submit(self._one, raw)
-
-    def _one(self, raw: bytes) -> None:
-        try:
-            task = json.loads(raw)
-            answer = requests.get(task["img_url"], timeout=5)
-            status = answer.status_code
-            answer.raise_for_status()
-            path = self.store / task["img_path"].lstrip("/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(answer.content)
-        except Exception as error:
-            fields = task if isinstance(task := decoded(raw), dict) else {"raw": repr(raw)}
-            status = getattr(getattr(error, "response", None), "status_code", 900)
-            self.client.lpush(KEYS.error, json.dumps(fields | {"status": status, "error_msg": str(error)}))
-            self.client.incr(KEYS.failed)
-        else:
-            self.client.incr(KEYS.stored)
-
-
-@pytest.fixture
-def start_legacy(client: redis.Redis, fleet: Fleet) -> Iterator[Callable[[], LegacyWorker]]:
-    """Start a legacy worker; it ends with the test."""
-    started: list[LegacyWorker] = []
-
-    def start() -> LegacyWorker:
-        started.append(LegacyWorker(client, fleet.store))
-        return started[-1]
-
-    yield start
-    for worker in started:
-        worker.broken_off.set()
-        worker.thread.join()
-
-
-def decoded(raw: bytes) -> object:
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return None
-
 
 ODD = [b"", b"not json", b"[1, 2]", b'{"img_path": "/x"}', b"null"]
 
@@ -119,7 +49,7 @@ def test_a_mixed_fleet_shares_one_queue(
     client: redis.Redis,
     web: SimulatedWeb,
     rng: random.Random,
-    start_legacy: Callable[[], LegacyWorker],
+    start_legacy: StartLegacy,
 ) -> None:
     """Odd items among the tasks, each kind `odd` times; of our workers `kills` die."""
     behaviours = {0: "404", 10: "500"}
@@ -158,7 +88,7 @@ def test_a_legacy_worker_that_takes_a_task_that_ours_tried_keeps_its_history(
     server: PrivateRedis,
     client: redis.Redis,
     web: SimulatedWeb,
-    start_legacy: Callable[[], LegacyWorker],
+    start_legacy: StartLegacy,
 ) -> None:
     """And what it reports is read, requeued and tried again by ours."""
     feed(client, [with_columns(web, 7, "500")])
@@ -191,7 +121,7 @@ def test_each_sentinel_ends_one_worker_ours_or_legacy(
     client: redis.Redis,
     web: SimulatedWeb,
     rng: random.Random,
-    start_legacy: Callable[[], LegacyWorker],
+    start_legacy: StartLegacy,
 ) -> None:
     """`each` of both kinds; some sentinels stand among the tasks, the others come when these are done."""
     legacy = [start_legacy() for _ in range(each)]

@@ -506,7 +506,7 @@ def test_a_large_file_is_read_although_memory_is_small(heeding: Settings, redis_
         errors = work_off(heeding, redis_client, *(f"{host.origin}/0" for host in web.hosts))
         assert list(errors) == [f"{web.hosts[0].origin}/0"]
     assert stored(redis_client) == 1
-    assert [path.parent.name for path in stored_files(heeding)] == ["images"]
+    assert [path.parent.name for path in stored_files(heeding)] == ["ds"]
 
 
 def test_what_is_remembered_of_a_robots_txt_is_no_answer_of_its_host(

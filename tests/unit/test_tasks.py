@@ -23,6 +23,7 @@ def travels(raw: bytes) -> dict[str, bytes]:
     for value in values.values():
         assert b"\n" not in value and b"\r" not in value
         json.loads(value.decode(), parse_constant=pytest.fail)
+        msgspec.json.decode(value)  # the strictest reader
     return values
 
 
@@ -70,8 +71,8 @@ def test_keys_that_are_none_of_ours_become_columns_beside_those_that_are_there()
         (b', "columns": "x"}', {"columns": "x"}),
         (b', "n": NaN, "m": [-Infinity, "NaN"]}', {"n": None, "m": [None, "NaN"]}),
         (b',\n "n": {"a":\r\n 1}\n}', {"n": {"a": 1}}),
-        (b', "n": "\xff"}', {"n": "\udcff"}),
-        (b', "n": "\\ud83d", "\\ud83d": 1}', {"n": "\ud83d", "?": 1}),
+        (b', "n": "\xff"}', {"n": "\ufffd"}),
+        (b', "n": "\\ud83d", "\\ud83d": 1}', {"n": "\ufffd", "\ufffd": 1}),
         (b', "n": ' + b"[" * 600 + b"]" * 600 + b"}", {"n": "[" * 600 + "]" * 600}),
         (b', "n": ' + b"1" * 5000 + b', "m": NaN}', {"n": "1" * 5000, "m": None}),
     ],

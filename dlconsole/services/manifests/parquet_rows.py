@@ -114,7 +114,7 @@ class ParquetRows:
             values, has_bad = self._values(column, name)
             columns.append(values)
             bad = bad or has_bad
-        rows: list[Row] = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        rows: list[Row] = [dict(zip(names, values, strict=False)) for values in zip(*columns, strict=False)]
         return list(map(_without_bad_text, rows)) if bad else rows
 
     def _values(self, column: Any, name: str) -> tuple[list[Any], bool]:
