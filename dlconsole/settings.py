@@ -545,7 +545,7 @@ class Settings(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What each field of a model is: the text that stands below it in the source.
+    """What each field of a model is: the text that stands below it in the source, on one line.
 
     Read when somebody asks: pydantic would read it at every start of every process.
     """
@@ -555,7 +555,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     for pair in pairwise(node.body):
         match pair:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = inspect.cleandoc(text)
+                found[name] = " ".join(text.split())
     return found
 
 
