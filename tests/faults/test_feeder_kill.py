@@ -165,7 +165,7 @@ def test_a_redis_that_dies_under_the_feeder_gets_each_task_once(
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
 
 
-DIFFERENT = 20_000
+DIFFERENT = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 OPTIONS = {
     "spread": (["--shuffle-hosts"], 2 * DIFFERENT),
-    "limited": (["--limit", "31234", "--shuffle-hosts"], 31_234),
+    "limited": (["--limit", "15617", "--shuffle-hosts"], 15_617),
     "each once": (["--dedupe", "file"], DIFFERENT),
     "each once, spread": (["--dedupe", "file", "--shuffle-hosts"], DIFFERENT),
 }
@@ -195,20 +195,20 @@ def test_a_feeder_with_options_that_is_killed_feeds_each_task_once(
     chance = random.Random(seed)
     with connect(server.url, name="test") as client:
         for number, target in enumerate(sorted(chance.sample(range(1, total), 2))):
-            window = {"DLCONSOLE_FEED__SHUFFLE_WINDOW": str(9000 - 1000 * number)}
+            window = {"DLCONSOLE_FEED__SHUFFLE_WINDOW": str(4000 - 1000 * number)}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(*window.popitem())
-                feeder = Feeder(server.url, repeated, tmp_path, options=options)
+                feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
             assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
             feeder.kill()
-        Feeder(server.url, repeated, tmp_path, options=options).end()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
         found = Counter(client.lrange(KEYS.task, 0, -1))
     assert found.total() == total
     assert max(found.values()) == (1 if total == DIFFERENT else 2)
     assert len(found) == DIFFERENT or name == "limited"
 
 
-@pytest.mark.parametrize("lost_bytes", [0, 300_000], ids=["killed", "and Redis lost its last second"])
+@pytest.mark.parametrize("lost_bytes", [0, 150_000], ids=["killed", "and Redis lost its last second"])
 @pytest.mark.parametrize("seed", [9, *(pytest.param(seed, marks=chaos) for seed in range(40, 46))])
 def test_with_a_bloom_filter_no_kill_makes_a_task_vanish(
     seed: int, lost_bytes: int, repeated: Path, server: PrivateRedis, tmp_path: Path
@@ -220,8 +220,8 @@ def test_with_a_bloom_filter_no_kill_makes_a_task_vanish(
         patch.setenv("DLCONSOLE_FEED__BLOOM_ITEMS", "1000000")
         patch.setenv("DLCONSOLE_FEED__BLOOM_ERROR", "0.0000001")
         patch.setenv("DLCONSOLE_FEED__SHUFFLE_WINDOW", "3000")
-        for target in sorted(chance.sample(range(2000, DIFFERENT), 2)):
-            feeder = Feeder(server.url, repeated, tmp_path, options=options)
+        for target in sorted(chance.sample(range(1000, DIFFERENT), 2)):
+            feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
             assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
             feeder.kill()
             if lost_bytes:
@@ -229,7 +229,7 @@ def test_with_a_bloom_filter_no_kill_makes_a_task_vanish(
                 left = aof(server).stat().st_size - chance.randrange(1, lost_bytes)
                 os.truncate(aof(server), max(0, left))
                 server.restart()
-        Feeder(server.url, repeated, tmp_path, options=options).end()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
         found = Counter(client.lrange(KEYS.task, 0, -1))
     assert len(found) == DIFFERENT
     assert found.total() < DIFFERENT * 1.5
