@@ -60,6 +60,8 @@ class Header:
     has_names: bool = True
     open_ended: bool = False
     """Whether further rows may have further columns: JSON."""
+    fault: str = ""
+    """Why none of the first rows could be read."""
 
 
 class RowReader(Protocol):
