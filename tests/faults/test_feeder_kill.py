@@ -5,7 +5,11 @@ The short forms run always; `-m chaos` runs the long ones.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
+import json
 import os
 import random
 import signal
@@ -87,9 +91,16 @@ class Feeder:
     """`dlconsole feed` as a process."""
 
     def __init__(
-        self, url: str, urls: Path, folder: Path, *, block: int = BLOCK, options: Collection[str] = ()
+        self,
+        url: str,
+        urls: Path | list[Path],
+        folder: Path,
+        *,
+        block: int = BLOCK,
+        options: Collection[str] = (),
     ) -> None:
-        words = ["feed", str(urls), "--redis", url, "--dataset", "ds", "--block", str(block), *options]
+        lists = map(str, urls if isinstance(urls, list) else [urls])
+        words = ["feed", *lists, "--redis", url, "--dataset", "ds", "--block", str(block), *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dlconsole", *words],
             cwd=folder,
@@ -136,6 +147,64 @@ def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
         Feeder(server.url, urls, tmp_path).end()
         assert_each_task_was_fed_once(client)
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
+
+
+ROWS = 3000
+
+
+def caption(i: int) -> str:
+    return f'"{i}", said\r\nthe 猫' * (i % 3)
+
+
+def is_bad(i: int) -> bool:
+    return i % 97 == 5
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> list[Path]:
+    """The same rows in three formats, a bad one now and then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [("" if is_bad(i) else f"https://host-{i % 97}.example/{i}.jpg", caption(i)) for i in range(ROWS)]
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([("URL", "TEXT"), *rows])
+    data = out.getvalue().encode()
+    (tmp_path / "l.csv").write_bytes(data)
+    (tmp_path / "m.csv.gz").write_bytes(gzip.compress(data[:30_000], 1) + gzip.compress(data[30_000:], 1))
+    columns = dict(zip(("URL", "TEXT"), zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "n.parquet", row_group_size=700)
+    return [tmp_path / name for name in ("l.csv", "m.csv.gz", "n.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(1, 8), pytest.param(20, 9, marks=[chaos, pytest.mark.timeout(300)])]
+)
+def test_lists_with_columns_survive_their_feeders_row_by_row(
+    kills: int, seed: int, lists: list[Path], server: PrivateRedis, tmp_path: Path
+) -> None:
+    """Killed in each of them: behind a record of many lines, packed text, a row group."""
+    chance = random.Random(seed)
+    good = [i for i in range(ROWS) if not is_bad(i)]
+    with connect(server.url, name="test") as client:
+        for number in range(len(lists)):
+            first = number * len(good)
+            for target in sorted(chance.sample(range(first + 1, first + len(good) - 200), kills)):
+                feeder = Feeder(server.url, lists, tmp_path)
+                assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+                feeder.kill()
+        Feeder(server.url, lists, tmp_path).end()
+        items = [json.loads(item) for item in reversed(client.lrange(KEYS.task, 0, -1))]
+        assert int(client.get(KEYS.fed)) == len(items)
+    wanted = [(f"https://host-{i % 97}.example/{i}.jpg", caption(i), str(i + 1)) for i in good] * 3
+    found = [(item["img_url"], item.get("caption"), item["key"].partition("-")[2]) for item in items]
+    assert found == wanted
+    rejects = sorted((tmp_path / "feed_rejects").iterdir())
+    assert [path.name.partition("-")[0] for path in rejects] == ["l.csv", "m.csv.gz", "n.parquet"]
+    for path in rejects:
+        rows = [json.loads(line)["row"] for line in path.read_bytes().splitlines()]
+        assert rows == [i + 1 for i in range(ROWS) if is_bad(i)]
 
 
 @pytest.mark.parametrize(
