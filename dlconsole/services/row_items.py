@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from dlconsole.services.columns import Columns
+from dlconsole.services.columns import Columns, late_role
 from dlconsole.services.items import IMAGE_EXTENSIONS, Tally, extension, is_http, url_fault
 from dlconsole.services.manifests import BadRow, Block, Row
 from dlconsole.services.objects import SENTINEL, hide_sentinel
@@ -70,8 +70,9 @@ class RowWriter:
     def tasks(self, block: Block, tally: Tally) -> list[bytes]:
         """The items of the good rows; the others are counted in `tally`, which moves on."""
         columns, prefix, kept, around = self._columns, self._prefix, self._kept, self._around
-        url_name, caption_name = columns.url, columns.caption or _NO_COLUMN
-        id_name, hash_name = columns.id or _NO_COLUMN, columns.hash or _NO_COLUMN
+        url_name, late, seen = columns.url, columns.late, columns.seen
+        usual = (columns.caption or _NO_COLUMN, columns.id or _NO_COLUMN, columns.hash or _NO_COLUMN)
+        caption_name, id_name, hash_name = usual
         encode, plain, most = self._encode, _PLAIN_URL.fullmatch, self._max_url_bytes
         max_bytes, is_sharded = self._max_bytes or 1 << 62, self._is_sharded
         items: list[bytes] = []
@@ -93,6 +94,9 @@ class RowWriter:
             else:
                 path = self._path(digest, url, row)
             row.pop(url_name)
+            if late:
+                names = usual if seen.issuperset(row) else self._names_of(row)
+                caption_name, id_name, hash_name = names
             caption, id_, hash_ = (
                 row.pop(caption_name, None),
                 row.pop(id_name, None),
@@ -116,6 +120,16 @@ class RowWriter:
         tally.lines = number
         tally.tasks += len(items)
         return items
+
+    def _names_of(self, row: dict[str, Any]) -> tuple[str, str, str]:
+        """The columns of caption, id and hash in a row that has others than the list's first rows."""
+        columns = self._columns
+        found = {role: late_role(role, row, columns) for role in columns.late}
+        return (
+            columns.caption or found.get("caption") or _NO_COLUMN,
+            columns.id or found.get("id") or _NO_COLUMN,
+            columns.hash or found.get("hash") or _NO_COLUMN,
+        )
 
     def _no_row(self, row: Row, number: int, tally: Tally) -> None:
         if isinstance(row, BadRow):
