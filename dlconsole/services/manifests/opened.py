@@ -139,7 +139,7 @@ class UrlList:
         if kind == "parquet":
             from dlconsole.services.manifests.parquet_rows import ParquetRows  # noqa: PLC0415
 
-            return ParquetRows(self._seekable(idle))
+            return ParquetRows(self._seekable(idle), max_row_bytes=most)
         if kind in {"json", "jsonl"}:
             from dlconsole.services.manifests.json_rows import JsonLines, JsonRows  # noqa: PLC0415
 
