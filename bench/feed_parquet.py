@@ -123,7 +123,8 @@ def _check(few: Path, settings: Settings, client: Any) -> None:
     for ours, theirs in zip(*(map(_without_nulls, items) for items in found), strict=True):
         wrong = {name: ours.get(name) for name in ours | theirs if ours.get(name) != theirs.get(name)}
         if wrong:
-            raise RigError(f"the feeder's item has {wrong}, and should be {theirs}")
+            wanted = {name: theirs.get(name) for name in wrong}
+            raise RigError(f"the feeder's item has {wrong}, and should have {wanted}")
 
 
 def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:

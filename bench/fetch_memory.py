@@ -35,7 +35,7 @@ from dlconsole.services.feeder import feed
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.supervisor import WorkerGroup
-from dlconsole.settings import FetchSettings, Settings, WorkerSettings
+from dlconsole.settings import FeedSettings, FetchSettings, Settings, WorkerSettings
 
 MOST_MIB: Final = 200.0
 MOST_GROWTH: Final = 1.05
@@ -236,6 +236,7 @@ def measure(
             fetch=FetchSettings(
                 allow_networks=("127.0.0.0/8",), max_bytes=_CAP_BYTES, deadline_s=120, min_rate_window_s=5
             ),
+            feed=FeedSettings(layout="flat"),
             retry={"max_attempts": 1},
         )
         client = stack.enter_context(connect(settings.redis, name="bench"))

@@ -40,7 +40,14 @@ from dlconsole.services.connection import connect
 from dlconsole.services.feeder import feed
 from dlconsole.services.keys import Keys
 from dlconsole.services.supervisor import WorkerGroup
-from dlconsole.settings import DnsSettings, FetchSettings, RetrySettings, Settings, WorkerSettings
+from dlconsole.settings import (
+    DnsSettings,
+    FeedSettings,
+    FetchSettings,
+    RetrySettings,
+    Settings,
+    WorkerSettings,
+)
 
 LOOPBACK: Final = ("127.0.0.0/8",)
 POLL_S: Final = 0.005
@@ -215,6 +222,7 @@ class Bench:
                 ),
                 fetch=errand.fetch,
                 dns=errand.dns,
+                feed=FeedSettings(layout="flat"),  # one folder, as the contenders write
                 retry=RetrySettings(max_attempts=1),  # a dead name is to end within the run
                 **errand.sections,
             )

@@ -55,6 +55,11 @@ _TEMPLATE_FIELDS: Final = ("ds", "sha256", "ab", "cd", "ext")
 TEMPLATE_RULE: Final = "a path below the store with {sha256} in it, made of " + " ".join(
     f"{{{f}}}" for f in _TEMPLATE_FIELDS
 )
+LAYOUTS: Final = {
+    "sharded": "/{ds}/images/{ab}/{cd}/{sha256}.jpg",
+    "flat": "/{ds}/images/{sha256}.jpg",
+}
+"""Where images go by `feed.layout`, as a path template."""
 
 USER_AGENT_RULE: Final = "1 to 400 printable ASCII characters"
 CONTACT_RULE: Final = "a mail address or an http(s) URL, in up to 200 printable ASCII characters"
@@ -98,6 +103,8 @@ def _check_dataset(name: str) -> str:
 
 
 def _check_template(template: str) -> str:
+    if not template:
+        return template
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -365,7 +372,7 @@ class FetchSettings(Section):
     max_header_bytes: Bytes = Field(default=64 * 2**10, ge=1024, le=256 * 2**10)
     """Most bytes of one answer's headers; more is `connect`."""
     max_redirects: Count = Field(default=5, ge=0, le=20)
-    """Most redirects followed."""
+    """Most redirects followed; of a robots.txt five at least (RFC 9309)."""
     honour_opt_outs: bool = True
     """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
     robots: bool = False
@@ -375,11 +382,13 @@ class FetchSettings(Section):
     contact: Annotated[str, AfterValidator(_check_contact)] = ""
     """Where a site's owner reaches you, a mail address or a page; stands behind `user_agent`."""
     per_host: Count = Field(default=8, ge=1, le=4096)
-    """Fetches of one host at once, redirects to it included, in each process; `robots.txt` counts apart."""
+    """Requests to one host at once, redirects included, in each process; `robots.txt` counts apart."""
     per_host_per_s: float = Field(default=0.0, ge=0, le=10_000)
-    """Most requests a second to one host from each process; `robots.txt` counts apart. 0: no limit."""
+    """Most requests a second to one host, redirects included, in each process; `robots.txt` is not counted.
+    0: no limit."""
     park_s: Seconds = Field(default=10.0, ge=0, le=86_400)
-    """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s`."""
+    """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s` while it
+    goes on, and given up when the fleet was refused six times in a row."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
     """Forward proxy for every fetch, looked up by the system; empty: none, nor the environment's."""
     ca_file: Folder | None = None
@@ -419,8 +428,10 @@ class DnsSettings(Section):
 class FeedSettings(Section):
     """`[feed]`: URL lists to tasks."""
 
-    path_template: Annotated[str, AfterValidator(_check_template)] = "/{ds}/images/{sha256}.jpg"
-    """Where an image goes; {ab} and {cd} are the first and second two characters of {sha256}."""
+    layout: Literal["sharded", "flat"] = "sharded"
+    """`sharded`: `/{ds}/images/{ab}/{cd}/{sha256}.jpg`. `flat`: without `{ab}/{cd}`, as legacy feeders do."""
+    path_template: Annotated[str, AfterValidator(_check_template)] = ""
+    """A place for images; {ab}, {cd}: the first and second two characters of {sha256}. Empty: none."""
     block: Count = Field(default=2000, ge=1, le=100_000)
     """Tasks pushed in one call."""
     max_url_bytes: Bytes = Field(default=8192, ge=16, le=2**20)
@@ -448,8 +459,29 @@ class FeedSettings(Section):
     """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
     reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
     """Folder that bad rows are written to, one file a list that has some."""
+    threshold: Count = Field(default=0, ge=0, le=2**53)
+    """Feeding stops while the queue has more tasks than this (the legacy `addtask_threshold`); 0: never."""
+    shuffle_hosts: bool = False
+    """Whether neighbours in the queue are to be of different hosts, within a window of the list."""
+    shuffle_window: Count = Field(default=20_000, ge=2, le=1_000_000)
+    """Rows of that window; it ends before where its tasks have 64 MiB."""
+    dedupe: Literal["off", "file", "bloom"] = "off"
+    """Of equal URLs the first is fed: `file` within each list, `bloom` across lists, with a known error."""
+    bloom_items: Count = Field(default=100_000_000, ge=1000, le=10**11)
+    """URLs that a new Bloom filter is made for: 1.8 bytes each with an error of 0.001."""
+    bloom_error: float = Field(default=0.001, ge=1e-9, le=0.5)
+    """Share of new URLs that is taken for duplicates when it has so many."""
+    temp_dir: Folder | None = None
+    """Folder for the table of URLs of `dedupe = "file"`, 32 to 64 bytes a URL; none: below `state_dir`."""
+    watch_s: Seconds = Field(default=5.0, ge=0.1, le=3600)
+    """How long a list in a watched folder must stay the same before it is fed; so often is looked."""
     done_file: Folder = Field(default_factory=lambda: Path("done_part.txt").absolute())
     """File with the paths of the lists that are done, one a line, as legacy feeders keep it."""
+
+    @property
+    def template(self) -> str:
+        """Where an image goes: `path_template`, or what the layout says."""
+        return self.path_template or LAYOUTS[self.layout]
 
 
 class ErrorsSettings(Section):
@@ -513,7 +545,7 @@ class Settings(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What each field of a model is: the text that stands below it in the source.
+    """What each field of a model is: the text that stands below it in the source, on one line.
 
     Read when somebody asks: pydantic would read it at every start of every process.
     """
@@ -523,7 +555,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     for pair in pairwise(node.body):
         match pair:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = inspect.cleandoc(text)
+                found[name] = " ".join(text.split())
     return found
 
 

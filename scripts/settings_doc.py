@@ -44,6 +44,7 @@ _DEFAULTS = {
     "worker.store_dir": "./store",
     "errors.dir": "./error_task",
     "feed.done_file": "./done_part.txt",
+    "feed.reject_dir": "./feed_rejects",
     "fetch.max_bytes": "32MiB",
 }
 """Defaults as a reader would write them: they depend on where the program is started, or are long."""

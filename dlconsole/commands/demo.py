@@ -49,9 +49,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 only if every task is accounted for (headless) or the console was quit."""
-    from dlconsole.demo.behaviour import Shares
-    from dlconsole.demo.run import Demo, DemoPlan
-
     if args.redis:
         raise UsageError("the demo runs on a private Redis of its own; leave out --redis")
     if args.urls is not None and args.tasks is not None:
@@ -61,13 +58,18 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--tasks takes 1 to 10000000, --processes 1 to 64")
     if args.concurrency is not None and not 1 <= args.concurrency <= 4096:
         raise UsageError("--concurrency takes 1 to 4096")
+    from dlconsole.demo.behaviour import Shares
+
+    shares = Shares.parse(args.shares) if args.shares else Shares()
+    from dlconsole.demo.run import Demo, DemoPlan
+
     watched = not (args.headless or args.json) and all(
         s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)
     )
     plan = DemoPlan(
         tasks=tasks,
         urls=args.urls,
-        shares=Shares.parse(args.shares) if args.shares else Shares(),
+        shares=shares,
         seed=args.seed,
         processes=args.processes,
         concurrency=args.concurrency or (16 if watched else 64),

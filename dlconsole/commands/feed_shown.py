@@ -17,24 +17,33 @@ if TYPE_CHECKING:
 
 _DRAW_EVERY_S: Final = 0.1
 _GO_ON: Final = "the same command goes on exactly where it ended"
-_SUMS: Final = ("lines", "tasks", "fed", "bad", "blank", "not_http")
+_SUMS: Final = ("lines", "tasks", "fed", "bad", "blank", "duplicates", "not_http")
 
 Draw = Callable[[Collection["FeedReport"], str], None]
 
 
 def how_to_go_on(report: FeedReport) -> str:
     """How a list that was not fed to its end can be."""
-    return f"go on with --skip {report.lines}" if report.is_stream else _GO_ON
+    if not report.is_stream:
+        return _GO_ON
+    queued = f"; {report.inside:,} tasks behind that are queued already" if report.inside else ""
+    return f"go on with --skip {report.lines}{queued}"
 
 
 def print_result(
-    reports: Mapping[Place, FeedReport], settings: Settings, *, as_json: bool, dry_run: bool
+    reports: Mapping[Place, FeedReport],
+    settings: Settings,
+    *,
+    as_json: bool,
+    dry_run: bool,
+    limit_reached: bool = False,
 ) -> None:
     """What became of the lists, on standard output."""
     if as_json:
         files = [{"file": str(place)} | asdict(report) for place, report in reports.items()]
         totals = {key: sum(file[key] for file in files) for key in _SUMS}
-        print(json.dumps({"dataset": settings.dataset, "dry_run": dry_run, **totals, "files": files}))
+        head = {"dataset": settings.dataset, "dry_run": dry_run, "limit_reached": limit_reached}
+        print(json.dumps(head | totals | {"files": files}))
         return
     for place, report in reports.items():
         print(f"{place}: {_words(report, settings.dataset, dry_run=dry_run)}")
@@ -46,7 +55,13 @@ def print_result(
         for name, number in report.too_large.items():
             print(f"  column {name}: {number:,} values left out, larger than feed.max_column_bytes")
         if report.stopped and not dry_run:
-            print(f"  stopped; {how_to_go_on(report)}" if report.lines else "  stopped")
+            print(f"  stopped; {how_to_go_on(report)}" if report.lines or report.inside else "  stopped")
+        if report.limited:
+            print(f"  ended at the limit; {_past_limit(report)}")
+
+
+def _past_limit(report: FeedReport) -> str:
+    return how_to_go_on(report) if report.is_stream else "a larger one goes on exactly there"
 
 
 def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:
@@ -60,6 +75,7 @@ def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:
         for number, words in (
             (report.bad, "bad row left out" if report.bad == 1 else "bad rows left out"),
             (report.blank, "blank"),
+            (report.duplicates, "duplicate left out" if report.duplicates == 1 else "duplicates left out"),
             (report.not_http, "not http(s), will fail as bad_task"),
         )
         if number
@@ -125,6 +141,9 @@ def _more(reports: Collection[FeedReport], waiting: str) -> str:
     """What stands at the end of the bar: only what there is."""
     bad = sum(report.bad for report in reports)
     said = [f"{bad:,} bad"] if bad else []
+    duplicates = sum(report.duplicates for report in reports)
+    if duplicates:
+        said.append(f"{duplicates:,} duplicates")
     if waiting:
         said.append(f"waiting: {waiting}")
     return ", ".join(said)

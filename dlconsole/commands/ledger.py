@@ -175,12 +175,13 @@ def _print_plan(args: argparse.Namespace, found: Found, planned: Plan, temp: Pat
     )
     print(f"would read   {format_bytes(planned.bytes)} in {_files(planned.files)}{text}")
     print(f"lines        about {format_count(planned.lines)}")
-    need = f"about {format_bytes(planned.temp_bytes)} in {temp}" if planned.temp_bytes else "none"
-    print(
-        f"temporary    {need}, where {format_bytes(free_bytes)} are free"
+    need, free = format_bytes(planned.temp_bytes), format_bytes(free_bytes)
+    room = (
+        f"about {need} in {temp}, where {free} are free"
         if planned.temp_bytes
-        else f"temporary    {need}"
+        else "none: it fits into memory"
     )
+    print(f"temporary    {room}")
     if args.output:
         print(f"would write  {args.output}" + (", which is there already" if args.output.exists() else ""))
 

@@ -8,10 +8,12 @@ from enum import Enum
 from http import HTTPStatus
 from itertools import repeat
 from math import log
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dlconsole.demo.behaviour import Behaviour, Plan
-from dlconsole.demo.pictures import Picture
+
+if TYPE_CHECKING:
+    from dlconsole.demo.pictures import Picture  # it needs numpy
 
 _CHUNK_BYTES: Final = 64 * 1024
 _DRIP: Final = (0.1, bytes(64))

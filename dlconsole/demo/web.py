@@ -24,7 +24,6 @@ from typing import IO, Any, Final, Self
 from dlconsole.demo.answers import Answers, Pace
 from dlconsole.demo.behaviour import Shares, behaviour_of, demo_urls, plan_of
 from dlconsole.demo.certificates import Authority
-from dlconsole.demo.pictures import make_pictures
 from dlconsole.demo.server import WebServer
 from dlconsole.errors import DlconsoleError, UsageError
 
@@ -173,6 +172,8 @@ class SimulatedWeb:
 
 def build_server(config: WebConfig, authority: Authority | None = None) -> WebServer:
     """The server for a config, not listening yet; without an authority it refuses CONNECT."""
+    from dlconsole.demo.pictures import make_pictures  # noqa: PLC0415  (numpy, which only the child needs)
+
     pace = Pace(config.latency_s, *config.slow_s, config.oversized_bytes, config.retry_after_s)
     return WebServer(
         partial(plan_of, shares=config.shares, seed=config.seed),

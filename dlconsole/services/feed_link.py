@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis
 
 from dlconsole.errors import RedisUnavailable
 from dlconsole.services.connection import check_version, connect, translated
+from dlconsole.services.feed_report import Position
 from dlconsole.services.keys import Keys
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
+if TYPE_CHECKING:
+    from dlconsole.services.seen import Digests
+
 CLIENT_NAME: Final = "dlconsole-feed"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A part of a window on its way: from position `before` to `after`, as text and as numbers. So many of
+    the list's tasks lie in front of that window's end: `window_end`.
+    """
+
+    before: bytes
+    before_line: int
+    after: bytes
+    to: Position
+    items: list[bytes]
+    digests: Digests | None
+    window_end: int
+    too_large: Mapping[str, int]
 
 
 class Link:
@@ -50,25 +71,31 @@ class Link:
         with translated(self._url):
             return self._call("HGET", self._keys.feed, self._id) or b""
 
-    def send(self, before: bytes, after: bytes, items: Sequence[bytes]) -> None:
-        """Send a block: its items, and the positions in front of it and behind it."""
+    def send(self, push: Push) -> None:
+        """Send a block, with the positions in front of it and behind it."""
         keys = self._keys
         with translated(self._url):
             words = ("EVALSHA", self._script.sha, 3, keys.task, keys.fed, keys.feed)
-            command = self._connection.pack_command(*words, self._id, before, after, *items)
+            command = self._connection.pack_command(*words, self._id, push.before, push.after, *push.items)
             self._connection.send_packed_command(command, check_health=False)
 
-    def answer(self) -> tuple[int, bytes]:
-        """The answer to the oldest block that has none yet: whether it was applied, where the list stands.
+    def depth(self) -> int:
+        """How many tasks are queued."""
+        with translated(self._url):
+            return int(self._call("LLEN", self._keys.task))
+
+    def answer(self) -> tuple[int, bytes, int]:
+        """The answer to the oldest block that has none yet: whether it was applied, where the list stands,
+        how many tasks are queued.
 
         Raises RedisUnavailable also where the server has lost the script: the next link loads it again.
         """
         with translated(self._url):
             try:
-                applied, stands = self._connection.read_response()
+                applied, stands, depth = self._connection.read_response()
             except redis.exceptions.NoScriptError as error:
                 raise RedisUnavailable(f"the server lost its scripts: {error}") from error
-        return int(applied), bytes(stands)
+        return int(applied), bytes(stands), int(depth)
 
     def forget(self) -> None:
         """Drop the position: of a stream nobody can go on."""

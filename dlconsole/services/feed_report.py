@@ -10,10 +10,29 @@ import msgspec
 from dlconsole.errors import RedisUnusable
 
 
+class Window(msgspec.Struct, frozen=True):
+    """A stretch of a list that is fed in parts: `taken` of its `tasks` are fed, or were duplicates, in the
+    order of `spread` (see `spread.py`), or in their own. The others say where it ends, as in a position.
+    """
+
+    tasks: int
+    taken: int
+    spread: bool
+    line: int
+    offset: int
+    not_http: int = 0
+    blank: int = 0
+    bad: int = 0
+    done: bool = False
+
+
 class Position(msgspec.Struct, frozen=True):
     """How far a list is fed: a value of `…:dl:feed`. `offset` and `line` are behind the last block: what an
     offset is depends on the list's format, and `line` counts rows. The counts are of this `turn`: how often
     the list was begun. `path` is where it was, for a reader. `done` says that the list ends there.
+
+    Inside a `window` all are those in front of it, but for `fed` and `duplicates`, which count what was taken
+    of it. Positions of older versions have neither.
     """
 
     path: str
@@ -25,6 +44,13 @@ class Position(msgspec.Struct, frozen=True):
     blank: int = 0
     bad: int = 0
     done: bool = False
+    duplicates: int = 0
+    window: Window | None = None
+
+    @property
+    def made(self) -> int:
+        """How many tasks lie in front of the window, or of the position where there is none."""
+        return self.fed + self.duplicates - (self.window.taken if self.window else 0)
 
     def is_complete(self, size: int | None) -> bool:
         """Whether nothing is left of the list; of plain text in a file its size says so, and always did."""
@@ -64,6 +90,8 @@ class FeedReport:
     fed_before: int = 0
     """Where an earlier run had come to, and how many tasks it fed."""
     lines: int = 0
+    inside: int = 0
+    """Tasks behind these lines that are fed all the same, or were duplicates: those taken of a window."""
     position: int = 0
     """How many of `raw_bytes` are read."""
     tasks: int = 0
@@ -71,14 +99,17 @@ class FeedReport:
     not_http: int = 0
     blank: int = 0
     bad: int = 0
+    duplicates: int = 0
     samples: dict[int, str] = field(default_factory=dict)
     rejects: str = ""
     too_large: dict[str, int] = field(default_factory=dict)
     """Values that were too large to travel along, by column."""
     waiting: str = ""
-    """Why nothing is pushed just now: Redis is away."""
+    """Why nothing is pushed just now: Redis is away, or the queue is full enough."""
     fed_as: str = ""
     """Nothing was left to do: the path that this list, or one with equal content, was fed from."""
     listed: bool = False
     """Nothing was done: the list of lists that are done has it, and Redis knows nothing of it."""
+    limited: bool = False
+    """Whether it ended at the limit, and not at its end."""
     stopped: bool = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import redis
 
-from dlconsole.errors import RedisUnavailable
+from dlconsole.errors import FeedError, RedisUnavailable
 from dlconsole.services import checks, feeder
 from dlconsole.services.columns import Columns
 from dlconsole.services.connection import connect, translated
@@ -19,14 +20,20 @@ from dlconsole.services.durable import wait_until_on_disk
 from dlconsole.services.feed_link import CLIENT_NAME
 from dlconsole.services.feed_report import FeedReport, parse_position
 from dlconsole.services.keys import Keys
+from dlconsole.services.list_items import open_as_set
 from dlconsole.services.manifests import Place, is_stream
 from dlconsole.services.patience import Patience, wait_while
 from dlconsole.services.permission import require_writable
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
 
+if TYPE_CHECKING:
+    from dlconsole.services.bloom import Bloom
+
 _SETTLE_EVERY_S: Final = 5.0
 """Between two waits for the server's disk: many small lists share one."""
+_MOST_UNSETTLED: Final = 100
+"""Lists that share one; a Bloom filter has 128 frontiers."""
 
 
 @dataclass(slots=True)
@@ -41,33 +48,72 @@ class FeedRun:
     say: Callable[[str], None] = lambda _text: None
     skip: int = 0
     again: bool = False
+    limit: int | None = None
+    """Most tasks of all lists together, those of earlier runs counted; then the run ends."""
     reports: dict[Place, FeedReport] = field(default_factory=dict)
     not_listed: str = ""
     """Why lists that are done could not be written down as done."""
+    on_unreadable: Callable[[Place, FeedError], None] | None = None
+    """Told of a list that cannot be read, which then is left out; without it that ends the run."""
+    is_limited: bool = False
+    """Whether it ended at the limit."""
     _said_columns: str = ""
+    _bloom: Bloom | None = None
+    _fed: dict[str, int] = field(default_factory=dict)
+    """With a limit: tasks of each list that are fed in its present turn, by the list's id."""
 
     def run(self, paths: list[Place]) -> bool:
         """Feed them; False where it was stopped before all were done. Raises as `feeder.feed`."""
+        with self.opened() as is_open:
+            return is_open and self.feed_lists(paths)
+
+    @contextmanager
+    def opened(self) -> Iterator[bool]:
+        """Make ready to feed lists: look at the server, open the Bloom filter; False where it was stopped
+        meanwhile.
+        """
         require_writable(self.settings, "feeding")
         if not self._look_at_server():
-            return False
+            yield False
+        elif self.settings.feed.dedupe != "bloom":
+            yield True
+        else:
+            from dlconsole.services.bloom import open_bloom  # noqa: PLC0415  (loads numpy)
+
+            with closing(open_bloom(self.settings, self.say)) as self._bloom:
+                self.say(self._bloom.words())
+                yield True
+                self.say(self._bloom.words())
+
+    def feed_lists(self, paths: list[Place]) -> bool:
+        """As `run`, on what is `opened`."""
         done_list = DoneList(self.settings.feed.done_file)
+        if not self._count_earlier(paths):
+            return False
         todo, fed = deque(paths), list[Place]()
         settle_at = time.monotonic() + _SETTLE_EVERY_S
         while todo or fed:
+            if todo and self._is_at_limit():
+                todo.clear()
             if todo:
                 path = todo.popleft()
-                if not self._feed(path, done_list):
-                    return False
-                if self._counts_as_done(path):
-                    fed.append(path)
-            if fed and (not todo or time.monotonic() >= settle_at):
+                try:
+                    if not self._feed(path, done_list):
+                        return False
+                    if self._counts_as_done(path):
+                        fed.append(path)
+                except FeedError as error:
+                    if self.on_unreadable is None:
+                        raise
+                    self.on_unreadable(path, error)
+            if fed and (not todo or time.monotonic() >= settle_at or len(fed) >= _MOST_UNSETTLED):
                 settled, lost = self._settle(fed)
                 if not settled:
                     return False
                 self._write_down(done_list, [path for path in fed if path not in lost])
                 todo.extend(lost)
                 fed, settle_at = [], time.monotonic() + _SETTLE_EVERY_S
+        self._is_at_limit()
         return True
 
     def _look_at_server(self) -> bool:
@@ -101,12 +147,52 @@ class FeedRun:
             on_progress=on_progress,
             on_columns=on_columns,
             say=self.say,
+            most=self._most,
+            bloom=self._bloom,
         )
+        if self.limit is not None:
+            self._fed[report.list_id] = report.fed_before + report.fed
         if earlier is not None:
             report.fed += report.fed_before - earlier.fed_before
             report.fed_before, report.began_line = earlier.fed_before, earlier.began_line
         self.reports[path] = report
         return not report.stopped
+
+    def _count_earlier(self, places: list[Place]) -> bool:
+        """With a limit: how much of these lists is fed. False where it was stopped meanwhile."""
+        if self.limit is None:
+            return True
+        keys = Keys(self.settings.dataset)
+        patience = Patience(wait_while(lambda: self.on_progress(patience.waiting)), self.say)
+
+        def stands(list_id: str) -> bytes | None:
+            url = self.settings.redis
+            with connect(url, name=CLIENT_NAME) as client, translated(url):
+                found: bytes | None = client.hget(keys.feed, list_id)
+                return found
+
+        for place in places:
+            if not self.on_progress(""):
+                return False
+            if is_stream(place):
+                continue
+            with open_as_set(place, self.settings, lambda: self.on_progress("")) as source:
+                try:
+                    found = parse_position(patience.call(stands, source.id))
+                except RedisUnavailable:  # and it was asked to stop
+                    return False
+                is_new_turn = found is not None and self.again and found.is_complete(source.size)
+                self._fed[source.id] = 0 if found is None or is_new_turn else found.fed
+        return True
+
+    def _most(self, list_id: str) -> int | None:
+        if self.limit is None:
+            return None
+        return self.limit - sum(fed for other, fed in self._fed.items() if other != list_id)
+
+    def _is_at_limit(self) -> bool:
+        self.is_limited = self.limit is not None and sum(self._fed.values()) >= self.limit
+        return self.is_limited
 
     def _is_listed(self, done_list: DoneList, path: Place) -> bool:
         try:
@@ -117,7 +203,7 @@ class FeedRun:
 
     def _counts_as_done(self, path: Place) -> bool:
         report = self.reports[path]
-        return not report.is_stream and not report.listed
+        return not report.is_stream and not report.listed and not report.limited
 
     def _settle(self, fed: list[Place]) -> tuple[bool, list[Place]]:
         """Wait until these lists are on the server's disk; whether they are, and which it has lost a
@@ -153,7 +239,7 @@ class FeedRun:
             if stands is None or found is None or not found.is_complete(report.size):
                 return False
             names = [keys.task, keys.fed, keys.feed]
-            applied, _ = script("push").run(client, names, report.list_id, stands, stands)
+            applied, *_ = script("push").run(client, names, report.list_id, stands, stands)
             if applied:
                 break
         return True
@@ -161,6 +247,8 @@ class FeedRun:
     def _write_down(self, done_list: DoneList, paths: list[Place]) -> None:
         for path in paths:
             self.reports[path].waiting = ""
+            if self._bloom is not None:
+                self._bloom.settle(self.reports[path].list_id)
         try:
             done_list.add(paths)
         except OSError as error:

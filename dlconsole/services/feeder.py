@@ -11,22 +11,31 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from dlconsole.errors import FeedError, RedisUnavailable
 from dlconsole.services.columns import Columns
-from dlconsole.services.feed_link import Link
+from dlconsole.services.feed_choice import Choice, Knowledge, seen_in_list
+from dlconsole.services.feed_link import Link, Push
 from dlconsole.services.feed_report import FeedReport, Position, parse_position
+from dlconsole.services.feed_windows import WindowReader
 from dlconsole.services.items import Tally
 from dlconsole.services.list_items import ItemMaker, item_maker, open_as_set
-from dlconsole.services.manifests import Block, Place, Stopped, UrlList
+from dlconsole.services.manifests import Place, Stopped, UrlList
 from dlconsole.services.patience import Patience, wait_while
 from dlconsole.services.permission import require_writable
 from dlconsole.services.rejects import RejectFile
 from dlconsole.settings import Settings
+
+if TYPE_CHECKING:
+    from dlconsole.services.bloom import Bloom
+
+_ASK_DEPTH_S: Final = 1.0
+"""How often the queue's length is asked for while it is above the threshold."""
 
 
 def count(
@@ -35,8 +44,11 @@ def count(
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
     on_tasks: Callable[[list[bytes]], None] = lambda _items: None,
     on_columns: Callable[[Columns], None] = lambda _columns: None,
+    most: int | None = None,
 ) -> FeedReport:
-    """Read a list as `feed` would, and push nothing; `on_tasks` is given the items. Raises FeedError."""
+    """Read a list as `feed` would, up to `most` tasks, and push nothing; `on_tasks` is given the items.
+    Duplicates are counted with the others. Raises FeedError.
+    """
     tally, report = Tally(), FeedReport()
 
     def goes_on() -> bool:
@@ -49,12 +61,16 @@ def count(
         _tell_columns(report, maker, on_columns)
         for block in source.blocks(idle=goes_on, names=maker.needed):
             tally.next_block()
-            on_tasks(maker.items(block, tally))
+            items = maker.items(block, tally)
+            if most is not None and tally.tasks >= most:
+                items = items[: len(items) - (tally.tasks - most)]
+                tally.tasks, report.limited = most, True
+            on_tasks(items)
             report.lines, report.position, report.tasks = tally.lines, source.raw_at, tally.tasks
             report.not_http, report.blank, report.bad = tally.not_http, tally.blank, tally.bad
             report.samples = tally.samples
             _add_up(report.too_large, tally.too_large)
-            if not goes_on():
+            if not goes_on() or report.limited:
                 break
     return report
 
@@ -69,6 +85,8 @@ def feed(
     on_progress: Callable[[FeedReport], bool] = lambda _report: True,
     on_columns: Callable[[Columns], None] = lambda _columns: None,
     say: Callable[[str], None] = lambda _text: None,
+    most: Callable[[str], int | None] = lambda _list_id: None,
+    bloom: Bloom | None = None,
 ) -> FeedReport:
     """Feed a list from where it stands; `on_progress` is called after each block, and ends it by False.
     `on_columns` is told, before anything is fed, what the list's columns are; not of plain text.
@@ -76,15 +94,27 @@ def feed(
     `skip` lines or rows of a stream are left out. `again` feeds a list that is done once more; one that is
     half fed is gone on with all the same, so the same command can be repeated until it comes to its end.
     `listed` says that somebody else knows this list to be done, which counts where Redis does not know it.
+    `most` tells, by the list's id, how many of its tasks may be fed in this turn, those of earlier runs
+    counted; None for all. `bloom` is what knows duplicates with `feed.dedupe = "bloom"`.
 
     Waits while Redis is away, and tells `say`. Raises FeedError, ReadOnlyError, RedisUnusable.
     """
     require_writable(settings, "feeding")
     report = FeedReport()
     wishes = _Wishes(on_progress, on_columns, say, skip=skip, again=again, listed=listed)
-    with _stoppable(report), open_as_set(place, settings, lambda: on_progress(report)) as source:
+    with (
+        _stoppable(report),
+        open_as_set(place, settings, lambda: on_progress(report)) as source,
+        seen_in_list(settings) as of_list,
+    ):
         _describe(report, source)
-        _Feeder(source, settings, report, wishes).run()
+        if source.is_stream and bloom is not None:
+            raise FeedError(
+                f"{source.path}: --dedupe bloom needs a list that can be read again: fetch it first"
+            )
+        choice = Choice(most(source.id), bloom or of_list)
+        knowledge = Knowledge(bloom or of_list, of_list, say)
+        _Feeder(source, settings, report, wishes, choice, knowledge).run()
     return report
 
 
@@ -132,18 +162,6 @@ class _Wishes:
     listed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Push:
-    """A block on its way: from position `before` to `after`, as text and as numbers."""
-
-    before: bytes
-    before_line: int
-    after: bytes
-    to: Position
-    items: list[bytes]
-    too_large: Mapping[str, int]
-
-
 class _Moved(Exception):
     """The list does not stand where it was thought to: somebody else feeds it, or Redis lost something."""
 
@@ -151,22 +169,37 @@ class _Moved(Exception):
 class _Feeder:
     """Feeds one list. Blocks are pushed one ahead: while the server takes in one, the next is made."""
 
-    def __init__(self, source: UrlList, settings: Settings, report: FeedReport, wishes: _Wishes) -> None:
+    def __init__(
+        self,
+        source: UrlList,
+        settings: Settings,
+        report: FeedReport,
+        wishes: _Wishes,
+        choice: Choice,
+        knowledge: Knowledge,
+    ) -> None:
         self._source = source
         self._settings = settings
         self._report = report
         self._wishes = wishes
+        self._choice = choice
+        self._knowledge = knowledge
         self._skip = wishes.skip if source.is_stream else 0
-        self._patience = Patience(wait_while(self._goes_on), wishes.say)
+        self._wait = wait_while(self._goes_on)
+        self._patience = Patience(self._wait, wishes.say)
         self._path = _shown_place(source.path)
         name = "stdin" if str(source.path) == "-" else source.path.name
         self._rejects = RejectFile(settings.feed.reject_dir, name, source.id, wishes.say)
-        self._maker: ItemMaker | None = None
-        self._sent: deque[_Push] = deque()
-        self._made: Iterator[_Push] = iter(())
+        self._reader: WindowReader | None = None
+        self._depth: int | None = None
+        """The queue's length as it was last told by this link."""
+        self._sent: deque[Push] = deque()
+        self._made: Iterator[Push] = iter(())
         self._stands: bytes | None = None
         """The last position that Redis said; None before the first."""
         self._turn = 1
+        self._fed = 0
+        """Tasks of this turn up to the last one that was made."""
         self._began = Position(self._path)
 
     def run(self) -> None:
@@ -179,7 +212,7 @@ class _Feeder:
         while not self._report.stopped:
             try:
                 with Link(self._settings, self._source.id) as link:
-                    self._report.waiting = ""
+                    self._report.waiting, self._depth = "", None
                     if not at_end and self._agree(link):
                         self._push_all(link)
                     at_end = not self._report.stopped
@@ -204,7 +237,7 @@ class _Feeder:
         if first or stands != self._stands:
             return self._go_on_from(stands, first=first)
         for push in self._sent:
-            link.send(push.before, push.after, push.items)
+            link.send(push)
         return True
 
     def _go_on_from(self, stands: bytes, *, first: bool) -> bool:
@@ -216,6 +249,7 @@ class _Feeder:
             raise FeedError(
                 f"{source.path}: Redis came back without what was pushed last, and a stream cannot be read "
                 f"twice; feed it once more from line {line + 1} on (--skip {line})"
+                + (f"; {found.window.taken:,} tasks behind it are queued" if found and found.window else "")
             )
         if first and self._wishes.listed and not again and found is None:
             self._report.listed, self._report.position = True, source.raw_bytes or 0
@@ -226,9 +260,11 @@ class _Feeder:
         done = complete and found is not None and found.turn >= self._turn
         if found is None or (complete and not done):
             found = Position(self._path, turn=self._turn, line=self._skip)
-        if first or found.turn != self._began.turn or found.line < self._began.line:
+        if first or found.turn != self._began.turn or found.made < self._began.made:
             self._began = found
             self._report.began_line, self._report.fed_before = found.line, found.fed
+        for push in self._sent:
+            self._choice.forget(push.digests)
         self._sent.clear()
         self._stands = stands
         self._show(found)
@@ -236,84 +272,119 @@ class _Feeder:
             self._report.fed_as = found.path if first else ""
             self._report.position = source.raw_bytes or 0
             return False
-        self._made = self._pushes(found, self._ready_maker())
+        self._report.limited = self._choice.is_reached(found.fed)
+        if self._report.limited:
+            return False
+        return self._begin_at(found)
+
+    def _begin_at(self, found: Position) -> bool:
+        """Make ready to push what follows; False where the list was ended meanwhile."""
+        reader = self._ready_reader()
+        # Of streams every row before the limit has to be told apart: how else could one go on behind it?
+        reader.rows_apart = lambda rows: self._source.is_stream and self._choice.is_reached(self._fed + rows)
+        self._knowledge.begin(self._source.id, found, reader, self._goes_on_learning)
+        self._report.waiting = ""
+        if self._report.stopped:
+            return False
+        self._made = self._pushes(found, reader)
         self._rejects.cut_behind(found.line)
         return True
 
-    def _ready_maker(self) -> ItemMaker:
-        if self._maker is None:
-            self._maker = item_maker(self._source, self._settings, self._goes_on)
-            _tell_columns(self._report, self._maker, self._wishes.on_columns)
-        return self._maker
+    def _goes_on_learning(self, waiting: str) -> bool:
+        self._report.waiting = waiting
+        return self._goes_on()
+
+    def _ready_reader(self) -> WindowReader:
+        if self._reader is None:
+            maker = item_maker(self._source, self._settings, self._goes_on)
+            _tell_columns(self._report, maker, self._wishes.on_columns)
+            self._reader = WindowReader(
+                self._source,
+                maker,
+                self._settings.feed,
+                self._goes_on,
+                self._rejects.write,
+                self._report.samples,
+                self._skip,
+            )
+        return self._reader
 
     def _push_all(self, link: Link) -> None:
-        for push in self._made:
+        while self._has_room(link) and (push := next(self._made, None)) is not None:
             self._sent.append(push)
-            link.send(push.before, push.after, push.items)
+            link.send(push)
             while len(self._sent) > 1:
                 self._collect(link)
-            if not self._goes_on():
+            # A stream can be gone on with behind a window, not inside.
+            if not self._goes_on() and not (self._source.is_stream and push.to.window):
                 break
         while self._sent:
             self._collect(link)
 
-    def _pushes(self, start: Position, maker: ItemMaker) -> Iterator[_Push]:
-        """The list's blocks from `start` on, each knowing which one it follows."""
-        tally = Tally(start.line, start.fed, start.not_http, start.blank, start.bad, self._report.samples)
-        before = self._stands or b""
-        blocks = self._source.blocks(at=start.offset, idle=self._goes_on, names=maker.needed)
-        for block in self._skipped(blocks):
-            tally.next_block()
-            before_line = tally.lines
-            items = maker.items(block, tally)
-            to = Position(
-                self._path,
-                self._turn,
-                tally.lines,
-                block.end,
-                tally.tasks,
-                tally.not_http,
-                tally.blank,
-                tally.bad,
-                block.done,
-            )
-            after = msgspec.json.encode(to)
-            self._rejects.write(tally.rejects)
-            self._report.tasks = tally.tasks - self._began.fed
-            self._report.position = self._source.raw_at
-            yield _Push(before, before_line, after, to, items, tally.too_large)
-            before = after
+    def _has_room(self, link: Link) -> bool:
+        """Wait while the queue is full enough; False where it was asked to stop."""
+        most = self._settings.feed.threshold
+        if not most:
+            return True
+        if self._depth is None:
+            self._depth = link.depth()
+        if self._depth + sum(len(push.items) for push in self._sent) <= most:
+            return True
+        while self._sent:
+            self._collect(link)
+        while self._depth > most:
+            self._report.waiting = f"the queue has {self._depth:,} tasks, more than {most:,} (--threshold)"
+            if self._wait(_ASK_DEPTH_S):
+                return False
+            self._depth = link.depth()
+        self._report.waiting = ""
+        return True
+
+    def _pushes(self, start: Position, reader: WindowReader) -> Iterator[Push]:
+        """What follows `start`, each part knowing which one it follows."""
+        block, report, choice = self._settings.feed.block, self._report, self._choice
+        before, before_line = self._stands or b"", start.line
+        duplicates, made = start.duplicates, start.made
+        self._fed = start.fed
+        for window in reader.windows(start):
+            window.first, is_over = made, False
+            while not is_over:
+                chosen = choice.of(window, block, self._fed)
+                window.taken += chosen.taken
+                is_over = window.taken == len(window.items)
+                self._fed += len(chosen.items)
+                duplicates += chosen.taken - len(chosen.items)
+                to = window.position(self._fed, duplicates)
+                after = msgspec.json.encode(to)
+                report.tasks, report.position = self._fed - self._began.fed, self._source.raw_at
+                yield Push(
+                    before, before_line, after, to, chosen.items, chosen.digests, made + len(window.items),
+                    window.too_large if is_over else {},
+                )  # fmt: skip
+                before, before_line = after, to.line
+                if choice.is_reached(self._fed):
+                    report.limited = not to.is_complete(self._source.size)
+                    return
+            made += len(window.items)
 
     def _goes_on(self) -> bool:
         self._report.stopped = not self._wishes.on_progress(self._report)
         return not self._report.stopped
 
-    def _skipped(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """The blocks; a stream's without the first `skip` lines or rows."""
-        left = self._skip
-        for block in blocks:
-            if not left:
-                yield block
-                continue
-            lines, rows, too_long = block.lines[left:], block.rows[left:], block.too_long
-            left = max(0, left - len(block.lines) - len(block.rows))
-            if left:
-                left, too_long = max(0, left - too_long), 0
-            if lines or rows or too_long:
-                yield replace(block, lines=lines, rows=rows, too_long=too_long)
-
     def _collect(self, link: Link) -> None:
         """Read the answer to the oldest block on its way."""
-        applied, stands = link.answer()
+        applied, stands, self._depth = link.answer()
         if not applied and stands != self._sent[0].after:
             # Its bad rows are in the file of whoever pushed these rows instead.
             self._rejects.cut_own_behind(self._sent[0].before_line)
             raise _Moved
         self._arrived(self._sent.popleft())
 
-    def _arrived(self, push: _Push) -> None:
+    def _arrived(self, push: Push) -> None:
         self._patience.over()
         self._stands = push.after
+        self._choice.confirm(push.digests, push.window_end)
+        self._knowledge.move_to(push.to)
         self._show(push.to)
         _add_up(self._report.too_large, push.too_large)
         self._report.rejects = str(self._rejects.path or "")
@@ -321,9 +392,10 @@ class _Feeder:
     def _show(self, stands: Position) -> None:
         """Bring the report to what is known to be in Redis."""
         report, began = self._report, self._began
-        report.lines = stands.line
+        report.lines, report.inside = stands.line, stands.window.taken if stands.window else 0
         if stands.turn == began.turn:
             report.fed = max(0, stands.fed - began.fed)
             report.not_http = max(0, stands.not_http - began.not_http)
             report.blank = max(0, stands.blank - began.blank)
             report.bad = max(0, stands.bad - began.bad)
+            report.duplicates = max(0, stands.duplicates - began.duplicates)

@@ -66,7 +66,7 @@ class TaskWriter:
     """Makes the list items of one dataset: byte for byte what the legacy feeder's `json.dumps` gives."""
 
     def __init__(self, settings: Settings) -> None:
-        template = settings.feed.path_template
+        template = settings.feed.template
         self._max_url_bytes = settings.feed.max_url_bytes
         self._fields = [name for _, name, _, _ in Formatter().parse(template) if name and name != "ds"]
         marks = {name: f"\x00{name}\x00" for name in ("sha256", "ab", "cd", "ext")}
@@ -75,7 +75,8 @@ class TaskWriter:
         for name in marks:
             escaped = escaped.replace(f"\\u0000{name}\\u0000", "%s")
         self._format = f'{{"img_path": {escaped}, "img_url": "%s"}}'.encode()
-        self._only_sha256 = self._fields == ["sha256"]
+        self._from_sha256 = self._fields in (["sha256"], ["ab", "cd", "sha256"])
+        self._is_sharded = self._fields == ["ab", "cd", "sha256"]
 
     def tasks(self, lines: list[bytes], tally: Tally, *, too_long: int = 0) -> list[bytes]:
         """The items of the good lines; the others are counted in `tally`, which moves on. `too_long`
@@ -84,11 +85,12 @@ class TaskWriter:
         first = tally.lines
         items: list[bytes] = []
         append, plain, form, limit = items.append, _PLAIN_URL.fullmatch, self._format, self._max_url_bytes
-        only_sha256 = self._only_sha256
-        has_sentinel = any(SENTINEL in line for line in lines)
+        is_quick = self._from_sha256 and not any(SENTINEL in line for line in lines)
+        is_sharded = self._is_sharded
         for index, line in enumerate(lines):
-            if plain(line) and only_sha256 and not has_sentinel and len(line) <= limit:
-                append(form % (sha256(line).hexdigest().encode(), line))
+            if is_quick and plain(line) and len(line) <= limit:
+                name = sha256(line).hexdigest().encode()
+                append(form % ((name[:2], name[2:4], name, line) if is_sharded else (name, line)))
             else:
                 item = self._careful(line, first + index + 1, tally)
                 if item is not None:

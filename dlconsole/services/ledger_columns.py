@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
@@ -64,7 +64,9 @@ _NULL_IF_EMPTY: Final[dict[str, object]] = {
 _NULL_IF_ZERO: Final[dict[str, object]] = {"width": 0, "height": 0, "started_ms": 0, "ended_ms": 0}
 _NULLS: Final = _NULL_IF_EMPTY | _NULL_IF_ZERO
 _EXACT: Final = 2**53
-_own_values = attrgetter(*OWN)
+_FIELDS: Final = (*OWN, *ROLES, "columns")
+_fields = attrgetter(*_FIELDS)
+_travelled = attrgetter(*ROLES, "columns")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -135,15 +137,13 @@ class Table:
 
     def look(self, rows: Sequence[Row]) -> None:
         """Learn types from these. Raises LedgerError where there are more columns than a table may have."""
-        for name, seen in self._roles.items():
-            seen.look([getattr(row, name) for row in rows])
-        alike: dict[tuple[str, ...], list[Iterable[Any]]] = {}
-        for row in rows:
-            columns = kept_of(row)
-            if columns:
-                alike.setdefault(tuple(columns), []).append(columns.values())
-        for names, found in alike.items():
-            for name, values in zip(names, zip(*found, strict=True), strict=True):
+        if not rows:
+            return
+        *roles, kept = zip(*map(_travelled, rows), strict=True)
+        for seen, values in zip(self._roles.values(), roles, strict=True):
+            seen.look(values)
+        for names, columns in _alike(kept):
+            for name, values in zip(names, zip(*columns, strict=True), strict=True):
                 seen_of_it = self._seen(name)
                 if seen_of_it is not None:
                     seen_of_it.look(values)
@@ -192,11 +192,20 @@ class Table:
         return [known[name] for name in dict.fromkeys(self._chosen)]
 
 
-def kept_of(row: Row) -> dict[str, Any]:
-    """The row's kept columns. What is no object, which no worker writes, counts as one named `columns`."""
-    if isinstance(row.columns, dict):
-        return row.columns
-    return {} if row.columns is None else {"columns": row.columns}
+def _alike(kept: Sequence[Any]) -> Iterator[tuple[tuple[str, ...], list[Iterable[Any]]]]:
+    """The values of kept columns, those together that have the same names in the same order."""
+    objects = [_object(columns) for columns in kept if columns]
+    layouts = set(map(tuple, objects))
+    for names in layouts if len(layouts) < 2 else dict.fromkeys(map(tuple, objects)):
+        alike = objects if len(layouts) < 2 else [columns for columns in objects if tuple(columns) == names]
+        yield names, [columns.values() for columns in alike]
+
+
+def _object(columns: Any) -> dict[str, Any]:
+    """A row's kept columns. What is no object, which no worker writes, counts as one named `columns`."""
+    if isinstance(columns, dict):
+        return columns
+    return {} if columns is None else {"columns": columns}
 
 
 def _sources(name: str) -> set[str]:
@@ -212,23 +221,31 @@ def values_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[Sequence[A
     """The values of each column for these rows."""
     if not rows:
         return [() for _ in columns]
-    own: dict[str, Sequence[Any]] = dict(zip(OWN, zip(*map(_own_values, rows), strict=True), strict=True))
-    kept = [kept_of(row) for row in rows]
-    return [_values(column, rows, own, kept) for column in columns]
+    own = dict(zip(_FIELDS, zip(*map(_fields, rows), strict=True), strict=True))
+    kept = _kept_values(own["columns"], [column.source for column in columns if column.source is not None])
+    return [
+        _own_values(column.name, own[column.name])
+        if column.name in OWN
+        else _converted(own[column.name] if column.source is None else kept[column.source], column)
+        for column in columns
+    ]
 
 
-def _values(
-    column: Column, rows: Sequence[Row], own: dict[str, Sequence[Any]], kept: Sequence[dict[str, Any]]
-) -> Sequence[Any]:
-    if column.source is not None:
-        source = column.source
-        return _converted([columns.get(source) for columns in kept], column)
-    if column.name in _NULLS:
-        empty, values = _NULLS[column.name], own[column.name]
-        return [None if value == empty else value for value in values] if empty in values else values
-    if column.name in own:
-        return own[column.name]
-    return _converted([getattr(row, column.name) for row in rows], column)
+def _kept_values(kept: Sequence[Any], sources: Sequence[str]) -> dict[str, Sequence[Any]]:
+    objects = list(map(_object, kept))
+    layouts = set(map(tuple, objects))
+    if len(layouts) > 1:
+        return {source: [columns.get(source) for columns in objects] for source in sources}
+    nothing: Sequence[Any] = (None,) * len(objects)
+    found = zip(*(columns.values() for columns in objects), strict=True)
+    return dict.fromkeys(sources, nothing) | dict(zip(layouts.pop(), found, strict=False))
+
+
+def _own_values(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    if name not in _NULLS or _NULLS[name] not in values:
+        return values
+    empty = _NULLS[name]
+    return [None if value == empty else value for value in values]
 
 
 def _converted(values: Sequence[Any], column: Column) -> Sequence[Any]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -89,16 +90,16 @@ def export(
     with Merger(found, Row, temp, watch) as merger, output(path, force=force) as file:
         merger.read(raw_lines, table.look)
         chosen = table.columns()
-        sink: _Sink = _SINKS[to](file, chosen)
         written = Written(merger.reading, columns=tuple(chosen))
-        for lines in merger.kept():
-            rows = reader.read(b"\n".join([*lines, b""]))[1]
-            if only:
-                rows = [row for row in rows if row.outcome == only]
-            if rows:
-                sink.write(values_of(rows, chosen))
-                written.rows += len(rows)
-        sink.close()
+        with closing(_SINKS[to](file, chosen)) as sink:
+            for lines in merger.kept():
+                rows = reader.again(lines)
+                if only:
+                    rows = [row for row in rows if row.outcome == only]
+                if rows:
+                    sink.write(values_of(rows, chosen))
+                    written.rows += len(rows)
+            sink.finish()
         written.replaced = sink.replaced
     written.bytes = path.stat().st_size
     return written
@@ -123,8 +124,11 @@ class _Sink(Protocol):
     def write(self, values: list[Sequence[Any]]) -> None:
         """The next rows, by column."""
 
+    def finish(self) -> None:
+        """Write what is left."""
+
     def close(self) -> None:
-        """Write what is left; the file itself stays open."""
+        """Let go of the file, which stays open; where it is not finished, it need not be whole."""
 
 
 class _Parquet:
@@ -169,9 +173,15 @@ class _Parquet:
             self._writer.write_table(table, row_group_size=self._rows)
         self._batches, self._rows, self._bytes = [], 0, 0
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._flush()
         self._writer.close()
+
+    def close(self) -> None:
+        try:  # now: when it is collected, it would write to a file that is closed
+            self._writer.close()
+        except (OSError, ValueError, self._pa.ArrowException):
+            self._writer.is_open = False
 
 
 class _Csv:
@@ -202,6 +212,9 @@ class _Csv:
         csv.writer(text, lineterminator="\r\n").writerows(rows)
         self._file.write(text.getvalue().encode())
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -221,6 +234,9 @@ class _Jsonl:
             self._file.write(self._encoder.encode_lines(rows))
         except UnicodeEncodeError:
             self._file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+
+    def finish(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -24,7 +24,7 @@ _LIST: Final = re.compile(r"[0-9a-f]{8}-")
 _BLOCK: Final = 4096
 _TAILS: Final = [f"{number:03x}\0" for number in range(_BLOCK)]
 _ADDED: Final = 10**15
-"""Added to a time, it makes all of them as long, so that the greater text is the greater; padding is slower."""
+"""Added to a time, it makes all as long, so that the greater text is the greater; padding is slower."""
 _RAW: Final = ("caption", "id", "hash", "columns")
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -94,6 +94,13 @@ class LineReader(Generic[L]):
             if len(found) == len(lines):
                 return lines, found
         return self._one_by_one(lines, file, number)
+
+    def again(self, lines: Sequence[bytes]) -> list[L]:
+        """What lines say that were read before, by this or another reader of the kind."""
+        try:
+            return self._decoder.decode_lines(b"\n".join(lines))
+        except (ValueError, RecursionError):
+            return [self._decode(line) for line in lines]
 
     def _one_by_one(self, lines: list[bytes], file: str, number: int) -> tuple[list[bytes], list[L]]:
         good: list[bytes] = []

@@ -213,4 +213,4 @@ def last_lines(
     with Merger(found, Line, temp, watch or Watch()) as merger:
         merger.read(raw_lines)
         for raws in merger.kept():
-            yield from reader.read(b"\n".join([*raws, b""]))[1]
+            yield from reader.again(raws)

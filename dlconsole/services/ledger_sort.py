@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from dlconsole.errors import LedgerError
 
-RUN_BYTES: Final = 64 << 20
+RUN_BYTES: Final = 32 << 20
 RECORD_BYTES: Final = 41
 """What a record takes in memory besides its bytes: Python's header, and its place in a list."""
 FAN_IN: Final = 128

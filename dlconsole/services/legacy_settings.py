@@ -89,10 +89,7 @@ class _Translator:
             self._lists(name)
         self._monitor()
         for key, (value, why) in LAYOUTS.items():
-            try:
-                made.values[key] = Placed(_accepted(key, value), "", why)
-            except _Refused:
-                continue
+            made.values[key] = Placed(value, "", why)
         known = self._source.values
         made.unknown = [
             name
@@ -336,7 +333,8 @@ def _threshold(value: Value, _folder: Path) -> tuple[int, str]:
     number = math.floor(_number(value))
     if number < 0:
         raise _Refused("is below 0: add_task.py would wait for ever")
-    return number, "add_task.py asked every 10 minutes and then fed a whole list"
+    remark = "add_task.py asked every 10 minutes and then fed a whole list"
+    return max(1, number), remark  # ours takes 0 for no threshold
 
 
 def _used(value: Value, _folder: Path) -> tuple[int, str]:

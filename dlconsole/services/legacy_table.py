@@ -32,7 +32,9 @@ SETTINGS: Final = (
     LegacySetting("RedisKey.tongji_all", "", "always `ds_tongji_all`; another name is reported"),
     LegacySetting("RedisKey.tongji_disk", "", "always `tongji_worker_disk`; another name is reported"),
     LegacySetting("metadata_dir", "", "an argument: `dlconsole feed DIR`"),
-    LegacySetting("parquet_dir", "", "an argument: `dlconsole feed DIR`, which takes Parquet as well"),
+    LegacySetting(
+        "parquet_dir", "", "an argument: `dlconsole feed DIR`, also of Parquet, in all folders below"
+    ),
     LegacySetting("addtask_threshold", "feed.threshold", "the same number of tasks"),
     LegacySetting("done_path", "feed.done_file", "the same file, in the same form"),
     LegacySetting("monitor_disk", "", "not needed: each worker watches and reports the disk of its store"),

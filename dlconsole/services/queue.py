@@ -43,7 +43,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One claimed batch. `paused`: the fleet is paused. `stop`: a legacy sentinel was consumed.
-    `solo`: its one item is to be worked on alone, because sessions died holding it.
+    `solo`: its one item is to be worked on alone, because sessions died holding it; where those were too
+    many, the item itself says so.
     """
 
     items: tuple[Claimed, ...]

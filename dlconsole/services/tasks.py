@@ -1,8 +1,8 @@
 """Queue items as tasks. What travels with a task is not taken apart: it goes into the ledger byte for byte.
 
 Others write items as well, so whatever Python's own reader takes for an object is read, in three steps, each
-slower and more lenient than the last. What travels on is always JSON in UTF-8 without a bare newline, nested
-no deeper than any reader bears.
+slower and more lenient than the last. What travels on is always JSON that every reader takes: in UTF-8, on
+one line, without half a character, nested no deeper than any of them bears.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def _read(raw: bytes) -> tuple[Task, bool]:
         return Task("", "", _digest(raw)), False
     path, url, key = (_text(fields.get(name)) for name in ("img_path", "img_url", "key"))
     is_task = path is not None and url is not None
+    fields = {name: _shallow(value) for name, value in fields.items()}
     columns = {name: value for name, value in fields.items() if name not in _OWN}
     if key is None or not _is_own_key(key):
         key = "" if is_task else _digest(raw)
@@ -142,13 +143,18 @@ def _fields(raw: bytes) -> dict[str, msgspec.Raw] | None:
         # Inside JSON's strings a newline is never bare, so these stand between tokens.
         line = raw.replace(b"\r", b" ").replace(b"\n", b" ")
         try:
-            return {name: _shallow(value) for name, value in _OBJECT.decode(line).items()}
+            return _OBJECT.decode(line)
         except _NO_JSON:
             pass
     found = read_object(raw)
     if found is None:
         return None
-    return {name.encode(errors="replace").decode(): _shallow(_written(found[name])) for name in found}
+    fields = {_sound(name): _written(value) for name, value in found.items()}
+    for name in ("img_path", "img_url"):
+        # One that cannot be UTF-8 is none: nothing is made of it that was not meant.
+        if isinstance(found.get(name), str):
+            fields[name] = msgspec.Raw(json.dumps(found[name]).encode())
+    return fields
 
 
 def _text(value: msgspec.Raw | None) -> str | None:
@@ -163,12 +169,17 @@ def _text(value: msgspec.Raw | None) -> str | None:
 def _written(value: object) -> msgspec.Raw:
     """A value that only Python's reader takes, for all others: what is no number to them is null."""
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, ensure_ascii=False)
         if "N" in text or "I" in text:  # NaN, Infinity, or text with such a letter
-            text = json.dumps(json.loads(text, parse_constant=lambda _: None))
+            text = json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
     except (ValueError, RecursionError):
         text = "null"
-    return msgspec.Raw(text.encode())
+    return msgspec.Raw(_sound(text).encode())
+
+
+def _sound(text: str) -> str:
+    """Text that can be UTF-8: halves of characters, and bytes that were none, become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _shallow(value: msgspec.Raw) -> msgspec.Raw:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import psutil
 import pytest
 import redis
 
+from dlconsole import log
+from dlconsole.cli import _parser_for
+from dlconsole.commands.common import load_settings
 from dlconsole.demo.web import Shares, SimulatedWeb, WebConfig
 from dlconsole.model import LedgerLine
 from dlconsole.services.keys import Keys
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.scripts import script
+from dlconsole.workers.downloader import Downloader
 
 KEYS = Keys("ds")
 LEASE_S = 2
@@ -67,6 +72,36 @@ class Fleet:
 
     def start(self, *arguments: str, url: str = "", **settings: str) -> subprocess.Popen[bytes]:
         """One supervisor with its workers; `settings` are environment variables without their prefix."""
+        with self._log.open("ab") as lines:
+            process = subprocess.Popen(
+                [
+                    *self.under,
+                    sys.executable,
+                    "-m",
+                    "dlconsole",
+                    "--worker",
+                    "--store",
+                    str(self.store),
+                    *arguments,
+                ],
+                env=os.environ | self._variables(url, settings),
+                stdout=lines,
+                stderr=lines,
+                start_new_session=True,
+            )
+        self._supervisors.append(process)
+        return process
+
+    def worker_here(self, *arguments: str, url: str = "", **settings: str) -> Downloader:
+        """A worker of this very process with the same settings, that ends when the queue is empty."""
+        parser, words = _parser_for(["--worker", "--store", str(self.store), "--until-empty", *arguments])
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in self._variables(url, settings).items():
+                environment.setenv(name, value)
+            loaded = load_settings(parser.parse_args(words))
+        return Downloader(loaded.settings, log.configure(loaded.settings.log, StringIO()), until_empty=True)
+
+    def _variables(self, url: str, settings: dict[str, str]) -> dict[str, str]:
         defaults = {
             "REDIS": url or self._url,
             "DATASET": "ds",
@@ -80,26 +115,7 @@ class Fleet:
             "RETRY__BASE_S": "0.2",
             "GUARD__CHECK_S": "0.2",
         }
-        variables = {f"DLCONSOLE_{name}": value for name, value in (defaults | settings).items()}
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    *self.under,
-                    sys.executable,
-                    "-m",
-                    "dlconsole",
-                    "--worker",
-                    "--store",
-                    str(self.store),
-                    *arguments,
-                ],
-                env=os.environ | variables,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._supervisors.append(process)
-        return process
+        return {f"DLCONSOLE_{name}": value for name, value in (defaults | settings).items()}
 
     @property
     def workers(self) -> list[psutil.Process]:

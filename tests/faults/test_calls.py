@@ -1,4 +1,8 @@
-"""Each kind of call that a worker makes is cut, lost or doubled, or Redis dies at it: the first time, the n-th."""
+"""Each kind of call that a worker makes is cut, lost or doubled, or Redis dies at it: the first time, the n-th.
+
+In the short forms the worker is one of this process: what is struck is its calls, and two processes for each of
+some fifty of them would cost more than all else. In full they are a supervisor's, two at a time.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +84,17 @@ def feed_with_failing(client: redis.Redis, web: SimulatedWeb, tasks: int, name: 
     return len(items)
 
 
+def work_off(fleet: Fleet, url: str, *, processes: int) -> None:
+    """Until the queue is empty; nothing may end before, or otherwise than it should."""
+    options = ("--until-empty", "--concurrency", "16", "--processes", str(processes))
+    batch = str(100 // processes)
+    if processes == 1:
+        assert fleet.worker_here(*options, url=url, WORKER__BATCH=batch).run()
+        return
+    assert fleet.start(*options, url=url, WORKER__BATCH=batch).wait(80) == 0
+    assert not any(event["event"] == "worker died and is replaced" for event in fleet.events)
+
+
 def run_struck(
     fleet: Fleet,
     server: PrivateRedis,
@@ -97,11 +112,8 @@ def run_struck(
         return strikes(name)
 
     with Wire(str(server.directory / "redis.sock"), decide, kill=redis_dies) as wire:
-        options = ("--until-empty", "--concurrency", "16", "--processes", str(processes))
-        worker = fleet.start(*options, url=wire.url, WORKER__BATCH=str(100 // processes))
-        assert worker.wait(80) == 0
+        work_off(fleet, wire.url, processes=processes)
     assert not strikes.left
-    assert not any(event["event"] == "worker died and is replaced" for event in fleet.events)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,6 @@ def test_a_power_loss_at_each_kind_of_call(
     )
     # Undone were perhaps the last acks of workers that saw an empty queue and have ended.
     while not is_done(client):
-        assert fleet.start("--until-empty").wait(60) == 0
+        work_off(fleet, server.url, processes=processes)
     now = assert_nothing_lost_or_doubled(client, fleet, fed)
     assert now["failed"] == len(range(0, fed, FAILING))

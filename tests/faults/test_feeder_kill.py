@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -65,9 +66,10 @@ def line(i: int) -> bytes:
 @cache
 def expected() -> list[bytes]:
     """The queue, first to be taken first."""
-    form = b'{"img_path": "/ds/images/%s.jpg", "img_url": "%s"}'
+    form = b'{"img_path": "/ds/images/%s/%s/%s.jpg", "img_url": "%s"}'
     lines = (text for i in range(LINES) if (text := line(i)).startswith(b"https"))
-    return [form % (hashlib.sha256(text).hexdigest().encode(), text) for text in lines]
+    named = ((hashlib.sha256(text).hexdigest().encode(), text) for text in lines)
+    return [form % (name[:2], name[2:4], name, text) for name, text in named]
 
 
 def assert_each_task_was_fed_once(client: redis.Redis) -> None:
@@ -88,9 +90,17 @@ def depth(client: redis.Redis) -> int:
 class Feeder:
     """`dlconsole feed` as a process."""
 
-    def __init__(self, url: str, urls: Path | list[Path], folder: Path, *, block: int = BLOCK) -> None:
+    def __init__(
+        self,
+        url: str,
+        urls: Path | list[Path],
+        folder: Path,
+        *,
+        block: int = BLOCK,
+        options: Collection[str] = (),
+    ) -> None:
         lists = map(str, urls if isinstance(urls, list) else [urls])
-        words = ["feed", *lists, "--redis", url, "--dataset", "ds", "--block", str(block)]
+        words = ["feed", *lists, "--redis", url, "--dataset", "ds", "--block", str(block), *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dlconsole", *words],
             cwd=folder,
@@ -222,6 +232,76 @@ def test_a_redis_that_dies_under_the_feeder_gets_each_task_once(
         feeder.end()
         assert_each_task_was_fed_once(client)
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
+
+
+DIFFERENT = 10_000
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list sorted by host, each URL of which stands in it twice."""
+    path = tmp_path_factory.mktemp("lists") / "repeated.txt"
+    lines = sorted(b"https://host-%d.example/%d\n" % (i % 97, i) for i in range(DIFFERENT))
+    path.write_bytes(b"".join(lines) + b"".join(lines[::-1]))
+    return path
+
+
+OPTIONS = {
+    "spread": (["--shuffle-hosts"], 2 * DIFFERENT),
+    "limited": (["--limit", "15617", "--shuffle-hosts"], 15_617),
+    "each once": (["--dedupe", "file"], DIFFERENT),
+    "each once, spread": (["--dedupe", "file", "--shuffle-hosts"], DIFFERENT),
+}
+
+
+@pytest.mark.parametrize("seed", [8, *(pytest.param(seed, marks=chaos) for seed in range(30, 36))])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_feeder_with_options_that_is_killed_feeds_each_task_once(
+    name: str, seed: int, repeated: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    """A window is shorter in every run, so its position has to say what it was begun with."""
+    options, total = OPTIONS[name]
+    chance = random.Random(seed)
+    with connect(server.url, name="test") as client:
+        for number, target in enumerate(sorted(chance.sample(range(1, total), 2))):
+            window = {"DLCONSOLE_FEED__SHUFFLE_WINDOW": str(4000 - 1000 * number)}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(*window.popitem())
+                feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
+            assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+            feeder.kill()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
+        found = Counter(client.lrange(KEYS.task, 0, -1))
+    assert found.total() == total
+    assert max(found.values()) == (1 if total == DIFFERENT else 2)
+    assert len(found) == DIFFERENT or name == "limited"
+
+
+@pytest.mark.parametrize("lost_bytes", [0, 150_000], ids=["killed", "and Redis lost its last second"])
+@pytest.mark.parametrize("seed", [9, *(pytest.param(seed, marks=chaos) for seed in range(40, 46))])
+def test_with_a_bloom_filter_no_kill_makes_a_task_vanish(
+    seed: int, lost_bytes: int, repeated: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    """Whether it errs is not the question: it is made for far more, so that it hardly does."""
+    options, chance = ["--dedupe", "bloom", "--shuffle-hosts"], random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch, connect(server.url, name="test") as client:
+        patch.setenv("DLCONSOLE_STATE_DIR", str(tmp_path / "state"))
+        patch.setenv("DLCONSOLE_FEED__BLOOM_ITEMS", "1000000")
+        patch.setenv("DLCONSOLE_FEED__BLOOM_ERROR", "0.0000001")
+        patch.setenv("DLCONSOLE_FEED__SHUFFLE_WINDOW", "3000")
+        for target in sorted(chance.sample(range(1000, DIFFERENT), 2)):
+            feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
+            assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+            feeder.kill()
+            if lost_bytes:
+                server.kill()
+                left = aof(server).stat().st_size - chance.randrange(1, lost_bytes)
+                os.truncate(aof(server), max(0, left))
+                server.restart()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
+        found = Counter(client.lrange(KEYS.task, 0, -1))
+    assert len(found) == DIFFERENT
+    assert found.total() < DIFFERENT * 1.5
 
 
 class Wire:

@@ -18,6 +18,9 @@ from PIL import Image
 
 from dlconsole.demo.behaviour import Shares, behaviour_of
 
+ENDLESS = "30000"
+"""More tasks than are done before somebody interrupts; of many more, making the list would take longest."""
+
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
@@ -102,7 +105,7 @@ def test_real_urls_run_through_the_proxy_to_whole_images(
 def test_interrupted_it_stops_everything_and_leaves_nothing(
     number: signal.Signals, demo: Callable[..., subprocess.Popen[str]], temporary: Path
 ) -> None:
-    process = demo("--tasks", "200000")
+    process = demo("--tasks", ENDLESS)
     until(lambda: len(psutil.Process(process.pid).children()) >= 4)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
@@ -119,7 +122,7 @@ def test_started_by_a_shell_with_ctrl_c_ignored_it_still_hears_sigterm(
 ) -> None:
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = demo("--tasks", "200000")
+        process = demo("--tasks", ENDLESS)
     finally:
         signal.signal(signal.SIGINT, old)
     until(lambda: len(psutil.Process(process.pid).children()) >= 4)
@@ -132,7 +135,7 @@ def test_started_by_a_shell_with_ctrl_c_ignored_it_still_hears_sigterm(
 def test_killed_it_takes_its_children_with_it(
     demo: Callable[..., subprocess.Popen[str]], temporary: Path
 ) -> None:
-    process = demo("--tasks", "200000")
+    process = demo("--tasks", ENDLESS)
     until(lambda: len(psutil.Process(process.pid).children()) >= 4)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()

@@ -42,15 +42,21 @@ def legacy_item(url: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of done lists is made where feeding was started."""
+    """The file of done lists is made where feeding was started; items are compared with legacy ones."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLCONSOLE_FEED__LAYOUT", "flat")
+
+
+def flat(url: str, **feed_settings: object) -> Settings:
+    """Settings for images in the legacy layout."""
+    return Settings.model_validate(
+        {"redis": url, "dataset": "ds", "feed": {"layout": "flat", **feed_settings}}
+    )
 
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    return Settings.model_validate(
-        {"redis": redis_url, "dataset": "ds", "feed": {"done_file": tmp_path / "done_part.txt"}}
-    )
+    return flat(redis_url, done_file=tmp_path / "done_part.txt")
 
 
 def urls(count: int, first: int = 0) -> bytes:
@@ -156,6 +162,21 @@ def test_the_template_places_files(redis_url: str, redis_client: redis.Redis, tm
         digest = hashlib.sha256(url.encode()).hexdigest()
         path = f'/ds/im%s"ages/{digest[:2]}/{digest[2:4]}/{digest}.{ext}'
         assert json.loads(raw) == {"img_path": path, "img_url": url}
+
+
+def test_images_are_spread_over_folders_unless_legacy_names_are_asked_for(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DLCONSOLE_FEED__LAYOUT")
+    url = "http://a.example/é.png"  # one that is looked at closely, and one that is not
+    path = written(tmp_path, f"http://a.example/1\n{url}\n".encode())
+    words = ["feed", str(path), "--redis", redis_url, "--dataset", "ds"]
+    assert main(words) == main([*words, "--again", "--layout", "flat"]) == 0
+    for raw, wanted in zip(queued(redis_client), ["http://a.example/1", url] * 2, strict=True):
+        digest = hashlib.sha256(wanted.encode()).hexdigest()
+        sharded = raw in queued(redis_client)[:2]
+        folder = f"{digest[:2]}/{digest[2:4]}/" if sharded else ""
+        assert json.loads(raw) == {"img_path": f"/ds/images/{folder}{digest}.jpg", "img_url": wanted}
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 1999, 2000, 2001, 4999, 5000, 6000])
@@ -408,7 +429,7 @@ def test_waiting_for_redis_at_the_start_ends_when_asked_to(
 
 
 def test_the_wait_for_redis_is_shown_at_the_start(own_redis: PrivateRedis, tmp_path: Path) -> None:
-    settings = Settings(redis=own_redis.url, dataset="ds")
+    settings = flat(own_redis.url)
     shown = set()
 
     def on_progress(waiting: str) -> bool:
@@ -472,14 +493,15 @@ def test_two_feeders_of_one_list_feed_it_once_between_them(
 def test_a_block_that_arrives_twice_or_late_changes_nothing(redis_client: redis.Redis) -> None:
     names = [KEYS.task, KEYS.fed, KEYS.feed]
     push = script("push")
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [1, b"one"]
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"one"]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [1, b"one", 2]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"one", 2]
     assert push.run(redis_client, names, "list", b"two", b"three", b"d") == [
         0,
         b"one",
+        2,
     ]  # one was refused before it
-    assert push.run(redis_client, names, "list", b"one", b"two", b"c") == [1, b"two"]
-    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"two"]
+    assert push.run(redis_client, names, "list", b"one", b"two", b"c") == [1, b"two", 3]
+    assert push.run(redis_client, names, "list", b"", b"one", b"a", b"b") == [0, b"two", 3]
     assert queued(redis_client) == [b"a", b"b", b"c"]
     assert redis_client.get(KEYS.fed) == b"3"
 
@@ -488,7 +510,7 @@ def test_a_block_that_arrives_twice_or_late_changes_nothing(redis_client: redis.
 def test_blocks_of_any_size_keep_the_order(
     block: int, redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    settings = Settings.model_validate({"redis": redis_url, "dataset": "ds", "feed": {"block": block}})
+    settings = flat(redis_url, block=block)
     count = 300 if block == 1 else 16_000
     feed(written(tmp_path, urls(count)), settings)
     assert queued(redis_client) == items(count)

@@ -88,7 +88,7 @@ def test_processes_share_the_queue_and_end_when_it_is_empty(
     )
     worker = start("--processes", "2", "--until-empty")
     assert worker.wait(60) == 0
-    assert stored(redis_client) == 1000 == len(list((tmp_path / "s/ds").iterdir()))
+    assert stored(redis_client) == 1000 == len(list((tmp_path / "s/ds").glob("*.jpg")))
     opened = {e["worker"] for e in events(worker) if e["event"] == "session opened"}
     assert opened == {0, 1}
     assert redis_client.exists(KEYS.lease, KEYS.sessions, KEYS.task) == 0

@@ -5,8 +5,8 @@
 -- KEYS[3]  HASH    feed    list id -> position, text that only the feeder reads
 -- ARGV     list id, the position that the block follows ('' for none), the position behind it, then
 --          the block's items in their order; there may be none
--- Returns  {applied, position}: applied is 1 when this call pushed the block, else 0 and nothing was
---          changed; position is where the list stands now
+-- Returns  {applied, position, length}: applied is 1 when this call pushed the block, else 0 and nothing
+--          was changed; position is where the list stands now; length is the queue's
 --
 -- Safe to repeat: the block goes in only where the list stands exactly in front of it, so a second
 -- call, a late one, or one of a second feeder changes nothing and is told where the list stands. In the
@@ -20,12 +20,13 @@ local wrong = expect(KEYS[1], 'list') or expect(KEYS[2], 'string') or expect(KEY
 if wrong then return wrong end
 
 local stands = redis.call('HGET', KEYS[3], ARGV[1]) or ''
-if stands ~= ARGV[2] then return {0, stands} end
+if stands ~= ARGV[2] then return {0, stands, redis.call('LLEN', KEYS[1])} end
 
 local FIRST, MOST = 4, 7000
+local length
 for from = FIRST, #ARGV, MOST do
-  redis.call('LPUSH', KEYS[1], unpack(ARGV, from, math.min(from + MOST - 1, #ARGV)))
+  length = redis.call('LPUSH', KEYS[1], unpack(ARGV, from, math.min(from + MOST - 1, #ARGV)))
 end
 if #ARGV >= FIRST then redis.call('INCRBY', KEYS[2], #ARGV - FIRST + 1) end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])
-return {1, ARGV[3]}
+return {1, ARGV[3], length or redis.call('LLEN', KEYS[1])}

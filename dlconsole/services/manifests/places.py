@@ -127,6 +127,12 @@ def _lists_in(folder: Path, without: set[Path], *, may_be_empty: bool = False) -
     return found
 
 
+def lists_below(folders: Iterable[Path], without: Iterable[Path]) -> set[Path]:
+    """The lists in folders and below them, as `expand` finds them; a folder that is not there has none."""
+    left_out = {Path(os.path.abspath(place)) for place in without}
+    return {path for folder in folders for path in _walk(folder, left_out)}
+
+
 def _walk(folder: Path, without: set[Path]) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         here = Path(root)
