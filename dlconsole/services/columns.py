@@ -35,7 +35,8 @@ _HEX_DIGEST: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.IGNORECASE)
 class Columns:
     """The roles of a list's columns, '' for none. `kept` are the others that travel on, `left_out` those that
     do not. Where `drops_others`, columns of a row that are neither in a role nor `kept` are taken out of it.
-    `max_bytes` is the largest value that travels on; None: any.
+    `max_bytes` is the largest value that travels on; None: any. Where rows may have further columns, `late`
+    are the roles that none of the columns in `seen` has: a row's others may.
     """
 
     url: str
@@ -47,6 +48,8 @@ class Columns:
     left_out: tuple[str, ...] = ()
     drops_others: bool = False
     max_bytes: int | None = None
+    late: tuple[str, ...] = ()
+    seen: frozenset[str] = frozenset()
 
     @property
     def needed(self) -> frozenset[str]:
@@ -73,7 +76,7 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
     """
     names = header.names
     if header.fault:
-        raise FeedError(f"none of its first rows can be read ({header.fault}): is that its format? --format")
+        raise FeedError(f"none of its rows can be read ({header.fault}): is that its format? --format")
     if not names:
         return Columns("")
     roles = _named_roles(header, settings)
@@ -102,7 +105,22 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
         left_out=left_out,
         drops_others=bool(left_out) or (header.open_ended and not keeps_others),
         max_bytes=limit,
+        late=_late_roles(header, settings, roles),
+        seen=frozenset(names),
     )
+
+
+def late_role(role: str, row: dict[str, Any], columns: Columns) -> str:
+    """The column of a row that has this role, of those that the first rows did not have; '' for none."""
+    names = tuple(name for name in row if name not in columns.seen)
+    return _by_name(role, names, Header(names, [row]))
+
+
+def _late_roles(header: Header, settings: FeedSettings, roles: dict[str, str]) -> tuple[str, ...]:
+    if not header.open_ended or settings.preset:
+        return ()
+    missing = [role for role in ("caption", "id", "hash") if not roles[role]]
+    return tuple(role for role in missing if getattr(settings, f"{role}_column") != NONE)
 
 
 def _named_roles(header: Header, settings: FeedSettings) -> dict[str, str]:

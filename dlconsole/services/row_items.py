@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from dlconsole.services.columns import Columns
+from dlconsole.services.columns import Columns, late_role
 from dlconsole.services.items import IMAGE_EXTENSIONS, Tally, extension, is_http, url_fault
 from dlconsole.services.manifests import BadRow, Block, Row, Table
 from dlconsole.services.objects import SENTINEL, hide_sentinel
@@ -123,6 +123,8 @@ class RowWriter:
         if not isinstance(row, dict):
             return row
         url_name, caption_name, id_name, hash_name, ext_name = self._names
+        if self._columns.late and not self._columns.seen.issuperset(row):
+            caption_name, id_name, hash_name = self._names_of(row)
         take = row.pop if self._kept is None else row.get
         ext = row.get(ext_name)
         values = (take(url_name, None), take(caption_name, None), take(id_name, None), take(hash_name, None))
@@ -155,6 +157,16 @@ class RowWriter:
                 make = lambda *values: dict(zip(names, values, strict=True))  # noqa: E731
             self._records = names, make
         return self._records[1]
+
+    def _names_of(self, row: dict[str, Any]) -> tuple[str, str, str]:
+        """The columns of caption, id and hash in a row that has others than the list's first rows."""
+        columns = self._columns
+        found = {role: late_role(role, row, columns) for role in columns.late}
+        return (
+            columns.caption or found.get("caption") or _NO_COLUMN,
+            columns.id or found.get("id") or _NO_COLUMN,
+            columns.hash or found.get("hash") or _NO_COLUMN,
+        )
 
     def _no_row(self, row: Row, number: int, tally: Tally) -> None:
         if isinstance(row, BadRow):

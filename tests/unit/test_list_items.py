@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from datetime import UTC, date, datetime
 from hashlib import sha256
@@ -18,6 +19,7 @@ from dlconsole.services.feed_report import FeedReport
 from dlconsole.services.feeder import count
 from dlconsole.services.items import Tally
 from dlconsole.services.manifests import BadRow, Block, Header, Row, Table
+from dlconsole.services.manifests.rows import SAMPLE_ROWS
 from dlconsole.services.row_items import RowWriter
 from dlconsole.settings import FeedSettings, Settings
 
@@ -38,6 +40,61 @@ def fed(path: Path, **feed: Any) -> tuple[list[dict[str, Any]], FeedReport]:
 
 def without_names(item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name not in {"img_path", "img_url", "key"}}
+
+
+# -- where the first rows are none ----------------------------------------------------------------
+
+GOOD = [{"url": URL, "caption": "a cat"}, {"url": URL, "caption": "a dog"}]
+LONG = {"url": "http://a.example/" + "x" * 1_100_000, "caption": "long"}
+FRONTS = {
+    "a row that is too long": json.dumps(LONG) + "\n",
+    "blanks": " " * 1_100_000 + "\n",
+    "comments": "# comment\n" * 300,
+    "no objects": "[7]\n" * 300,
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_columns_are_found_behind_rows_that_are_none(
+    kind: str, front: str, is_stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"list.{kind}"
+    path.write_text(FRONTS[front] + "".join(json.dumps(row) + "\n" for row in GOOD))
+    with path.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+        place = Path("-") if is_stream else path
+        items, report = fed(place, max_row_bytes=2048, max_url_bytes=1024, format=kind)
+    assert [item["caption"] for item in items] == ["a cat", "a dog"]
+    assert report.tasks == 2
+    # Comments in json go on up to the next brace.
+    assert report.bad == {"blanks": kind == "jsonl", "comments": 300 if kind == "jsonl" else 1}.get(
+        front, 300 if front == "no objects" else 1
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_list_without_any_row_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"list.{kind}"
+    path.write_text("7\n" * 3000)
+    with pytest.raises(FeedError, match=r"none of its rows can be read \(no JSON object\)"):
+        fed(path)
+
+
+def test_a_role_that_the_first_rows_do_not_have_is_found_where_it_shows_up(tmp_path: Path) -> None:
+    path = tmp_path / "late.jsonl"
+    rows: list[dict[str, Any]] = [{"url": URL, "w": 1}] * SAMPLE_ROWS
+    rows += [
+        {"url": URL, "ALT": "a cat", "uid": 7, "hash": "ab" * 16, "z": 2},
+        {"url": URL, "w": 3, "hash": 5},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    late, last = map(without_names, fed(path)[0][-2:])
+    assert late == {"caption": "a cat", "id": 7, "hash": "ab" * 16, "columns": {"z": 2}}
+    assert last == {"columns": {"w": 3, "hash": 5}}
+    late, last = map(without_names, fed(path, caption_column="none", keep="none")[0][-2:])
+    assert (late, last) == ({"id": 7, "hash": "ab" * 16}, {})
 
 
 # -- presets: each data set's own schema ----------------------------------------------------------

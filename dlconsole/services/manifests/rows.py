@@ -89,7 +89,7 @@ class Header:
     open_ended: bool = False
     """Whether further rows may have further columns: JSON."""
     fault: str = ""
-    """Why none of the first rows could be read."""
+    """Why none of its rows could be read."""
 
 
 class RowReader(Protocol):
@@ -99,8 +99,8 @@ class RowReader(Protocol):
         """Its columns. Raises Unreadable, Stopped, OSError."""
 
     def blocks(self, at: int, most: int, idle: Idle, names: frozenset[str] | None) -> Iterator[Block]:
-        """Blocks of at most `most` rows from the position `at` on. `names` are the columns that are of
-        use, None for all: others may be missing. Raises Unreadable, Stopped, OSError.
+        """Blocks of at most `most` rows (or SAMPLE_ROWS) from the position `at` on. `names` are the columns
+        that are of use, None for all: others may be missing. Raises Unreadable, Stopped, OSError.
         """
 
 

@@ -44,6 +44,11 @@ class Text:
         self._ahead = b""
         self.at = 0
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read only once."""
+        return self._origin.is_stream
+
     def head(self, most: int, idle: Idle, enough: Callable[[bytes], object]) -> tuple[bytes, bool]:
         """The beginning, up to `most` bytes, and whether that is all. Of a stream only as much as is
         `enough`: what comes later may take long.
