@@ -46,7 +46,7 @@ class Logger:
         self._log("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """What went wrong."""
+        """What went wrong; a field `exception` is a stack trace."""
         self._log("error", event, fields)
 
     def critical(self, event: str, **fields: Any) -> None:

@@ -39,4 +39,5 @@ class FaultLog:
         place = (type(error), frames[-1].filename, frames[-1].lineno) if frames else (type(error), "", 0)
         if place not in self._known:
             self._known.add(place)
-            self._log.error("a fault of dlconsole's own; please report it", url=at, exc_info=error)
+            trace = "".join(traceback.format_exception(error)).rstrip()
+            self._log.error("a fault of dlconsole's own; please report it", url=at, exception=trace)

@@ -34,7 +34,6 @@ _LENIENT: Final = json.JSONDecoder(strict=False)
 _BETWEEN: Final = re.compile(r"[\s,\[\]\ufeff]*")
 _TURNS: Final = re.compile(r'["\\{}\[\]]')
 _ESCAPED_BYTE: Final = re.compile("[\udc80-\udcff]")
-_CUT: Final = "the array has no end: the list is cut off"
 _NO_OBJECT: Final = "no JSON object"
 _NEAR_END: Final = 16
 """An error of the reader so close to the end of what is there may only be for want of more."""
@@ -48,7 +47,12 @@ def _as_row(value: Any) -> Row:
 def _header(rows: list[Row]) -> Header:
     sample = [row for row in rows if isinstance(row, dict)]
     names = dict.fromkeys(name for row in sample for name in row)
-    return Header(tuple(names), sample, open_ended=True)
+    bad = next((row.why for row in rows if isinstance(row, BadRow)), "")
+    return Header(tuple(names), sample, open_ended=True, fault="" if sample else bad)
+
+
+def _has_row(rows: list[Row]) -> bool:
+    return any(isinstance(row, dict) for row in rows)
 
 
 class JsonLines:
@@ -62,7 +66,9 @@ class JsonLines:
     def header(self, idle: Idle) -> Header:
         """See RowReader."""
         if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=self._sample)
+            head, is_all = self._text.head(
+                max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data))
+            )
             self._header = _header(self._sample(head, is_all=is_all))
         return self._header
 
@@ -70,7 +76,7 @@ class JsonLines:
         lines = head.removeprefix(BOM).split(b"\n")
         if not is_all:
             lines.pop()
-        return [row for row in map(self._row, lines[:SAMPLE_ROWS]) if isinstance(row, dict)]
+        return [self._row(line) for line in lines[:SAMPLE_ROWS]]
 
     def blocks(self, at: int, most: int, idle: Idle, _names: frozenset[str] | None) -> Iterator[Block]:
         """See RowReader."""
@@ -104,28 +110,27 @@ class JsonRows:
         self._text = text
         self._max_row_bytes = max_row_bytes
         self._header: Header | None = None
-        self._is_array = False
 
     def header(self, idle: Idle) -> Header:
         """See RowReader."""
         if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=self._sample)
-            self._is_array = head.removeprefix(BOM).lstrip().startswith(b"[")
+            head, is_all = self._text.head(
+                max(self._max_row_bytes, CHUNK_BYTES), idle, enough=lambda data: _has_row(self._sample(data))
+            )
             self._header = _header(self._sample(head, is_all=is_all))
         return self._header
 
     def _sample(self, head: bytes, *, is_all: bool = False) -> list[Row]:
-        scan = _Scan(0, self._max_row_bytes, is_array=False)
+        scan = _Scan(0, self._max_row_bytes)
         scan.add(head)
         if is_all:
             scan.finish()
-        return [row for row in scan.take(SAMPLE_ROWS) if isinstance(row, dict)]
+        return scan.take(SAMPLE_ROWS)
 
     def blocks(self, at: int, most: int, idle: Idle, _names: frozenset[str] | None) -> Iterator[Block]:
         """See RowReader."""
-        self.header(idle)
         self._text.seek(at, idle)
-        scan = _Scan(at, self._max_row_bytes, is_array=self._is_array)
+        scan = _Scan(at, self._max_row_bytes)
         while True:
             while rows := scan.take(most):
                 yield Block([], scan.at, rows=rows)
@@ -141,7 +146,7 @@ class JsonRows:
 class _Scan:
     """Takes text, gives rows. `at` is the offset behind the last of them."""
 
-    def __init__(self, at: int, max_bytes: int, *, is_array: bool) -> None:
+    def __init__(self, at: int, max_bytes: int) -> None:
         self.at = at
         self.is_finished = False
         self._read_to = at
@@ -152,8 +157,6 @@ class _Scan:
         self._next = 0
         """Where in the buffer the text behind the last row begins."""
         self._has_bad_bytes = False
-        self._is_open = is_array
-        """Whether the end of an array is still to come."""
         self._skip: _Skip | None = None
 
     def add(self, data: bytes) -> None:
@@ -192,9 +195,9 @@ class _Scan:
         between = _BETWEEN.match(buffer, self._next)
         start = between.end() if between else self._next
         if start == len(buffer):
-            return self._nothing_left(buffer[self._next : start])
-        if "]" in buffer[self._next : start]:
-            self._is_open = False
+            if self.is_finished or start - self._next > self._max_bytes:
+                self._next = start
+            return None
         try:
             value, end = _LENIENT.raw_decode(buffer, start)
         except json.JSONDecodeError as error:
@@ -217,18 +220,6 @@ class _Scan:
             return BadRow("not UTF-8", shown_text(source))
         return _as_row(value)
 
-    def _nothing_left(self, between: str) -> Row:
-        """Behind the last row: at the end, an array must be closed there."""
-        if not self.is_finished:
-            if len(between) > self._max_bytes:
-                self._is_open = self._is_open and "]" not in between
-                self._next = len(self._buffer)
-            return None
-        self._next = len(self._buffer)
-        is_cut = self._is_open and "]" not in between
-        self._is_open = False
-        return BadRow(_CUT) if is_cut else None
-
     def _begin_skip(self, start: int, why: str) -> Row:
         if self._skip is None:
             self._skip = _Skip(why, self._buffer[start : start + _SHOWN_CHARS], self._buffer[start])
@@ -245,7 +236,6 @@ class _Scan:
             self._next = len(self._buffer)
             if not self.is_finished:
                 return None
-            self._is_open = False  # said with this row
         else:
             self._next = end
         self._skip = None
