@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dlconsole.commands.common import load_settings
 from dlconsole.commands.stopping import stop_event
 from dlconsole.errors import UsageError
-from dlconsole.units import format_bytes, format_count, format_duration
+from dlconsole.units import format_bytes, format_count, format_duration, printable
 
 if TYPE_CHECKING:
     from dlconsole.services.ledger_export import Written
@@ -135,7 +135,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"dlconsole: {text}", file=sys.stderr)
+    print(f"dlconsole: {printable(text)}", file=sys.stderr)
 
 
 def _reading_record(reading: Reading) -> dict[str, Any]:

@@ -43,6 +43,12 @@ BLOCK = 50
 chaos = pytest.mark.chaos
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of rejects are written where feeding was started."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list with a bad and a blank line now and then, so that lines and tasks are not the same."""

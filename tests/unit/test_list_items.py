@@ -18,7 +18,7 @@ from dlconsole.services.columns import Columns, choose
 from dlconsole.services.feed_report import FeedReport
 from dlconsole.services.feeder import count
 from dlconsole.services.items import Tally
-from dlconsole.services.manifests import BadRow, Block, Header, Row
+from dlconsole.services.manifests import BadRow, Block, Header, Row, Table
 from dlconsole.services.manifests.rows import SAMPLE_ROWS
 from dlconsole.services.row_items import RowWriter
 from dlconsole.settings import FeedSettings, Settings
@@ -331,7 +331,7 @@ def test_urls_that_are_none_are_bad_rows_and_blank_rows_are_blank() -> None:
     assert whys[5:7] == ["not UTF-8"] * 2
     assert "control" in whys[7] and "stop_this_task" in whys[8] and "longer" in whys[9] and whys[10] == "odd"
     assert [reject.row for reject in tally.rejects] == list(range(1, 12))
-    assert tally.rejects[8].data == bad[8]
+    assert tally.rejects[8].data == {"url": "http://a/stop_this_task"}
     assert [json.loads(item)["img_url"] for item in items] == [URL, URL, "ftp://日本/"]
     assert (tally.lines, tally.tasks, tally.bad, tally.blank, tally.not_http) == (15, 3, 11, 1, 1)
     assert [json.loads(item)["key"] for item in items] == [f"01234567-{row}" for row in (13, 14, 15)]
@@ -402,3 +402,28 @@ def test_every_caption_of_a_real_list_comes_out_byte_for_byte(shared_data: Path)
     assert [item["caption"] for item in items] == table["TEXT"].to_pylist()
     assert [item["img_url"] for item in items] == [url.strip() for url in table["URL"].to_pylist()]
     assert (report.tasks, report.bad) == (10_000, 0)
+
+
+def test_rows_in_columns_and_rows_one_by_one_give_the_same_items() -> None:
+    names = ["url", 'a"b', "caption", "n", "id"]
+    rows = [
+        {"url": URL, 'a"b': "x", "caption": "c", "n": 1.5, "id": 7},
+        {"url": " ", 'a"b': None, "caption": None, "n": None, "id": float("nan")},
+        {"url": "http://a/stop_this_task", 'a"b': "y", "caption": "z", "n": 1, "id": None},
+        {"url": f" {URL}", 'a"b': "x" * 200, "caption": "stop_this_task", "n": "\ud800", "id": "i"},
+    ]
+    for left in (names, [name for name in names if name != 'a"b'], ["url"]):
+        for columns in (
+            ROLES,
+            Columns("url", "caption", kept=("n",), drops_others=True, max_bytes=100),
+            Columns("url"),
+        ):
+            some = [{name: row[name] for name in left} for row in rows]
+            table = Table(left, [[row[name] for row in some] for name in left])
+            assert (len(table), list(table), table[1], list(table[1:3])) == (4, some, some[1], some[1:3])
+            wanted, items = Tally(), Tally()
+            writer = RowWriter(settings(), "0123456789abcdef", columns)
+            found = writer.tasks(Block([], 0, rows=table), items)
+            assert found == writer.tasks(Block([], 0, rows=[dict(row) for row in some]), wanted)
+            assert (items.too_large, items.tasks, items.bad) == (wanted.too_large, 2, 2)
+            assert [reject.data for reject in items.rejects] == some[1:3]

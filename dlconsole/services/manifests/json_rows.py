@@ -114,8 +114,8 @@ class _JsonReader(ABC):
 
 
 def _ended_by(error: Unreadable) -> Iterator[Block]:
+    yield from ()
     raise error
-    yield
 
 
 class JsonLines(_JsonReader):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from dlconsole.services.manifests.parquet_values import BadText, Values
@@ -14,6 +14,7 @@ from dlconsole.services.manifests.rows import (
     Idle,
     Row,
     Stopped,
+    Table,
     Unreadable,
     too_long,
     unique,
@@ -149,7 +150,7 @@ class ParquetRows:
         )
         return self._packed if self._values.longest(first) * rows > _BATCH_BYTES else self._file
 
-    def _parts(self, batch: Any, names: list[str] | tuple[str, ...]) -> Iterator[list[Row]]:
+    def _parts(self, batch: Any, names: list[str] | tuple[str, ...]) -> Iterator[Sequence[Row]]:
         """The rows of a batch, in as many parts as their size makes good; those that are too long are bad."""
         most = self._max_row_bytes
         sizes = self._values.sizes(batch, min(most, _BLOCK_BYTES))
@@ -160,20 +161,24 @@ class ParquetRows:
                 rows += [*self._rows(batch.slice(first, index - first), names), too_long(most)]
                 first = index + 1
             elif size + row_bytes > _BLOCK_BYTES and size:
-                yield rows + self._rows(batch.slice(first, index - first), names)
+                yield _joined(rows, self._rows(batch.slice(first, index - first), names))
                 rows, first, size = [], index, row_bytes
             else:
                 size += row_bytes
-        yield rows + self._rows(batch.slice(first), names)
+        yield _joined(rows, self._rows(batch.slice(first), names))
 
-    def _rows(self, batch: Any, names: list[str] | tuple[str, ...]) -> list[Row]:
+    def _rows(self, batch: Any, names: list[str] | tuple[str, ...]) -> Sequence[Row]:
         columns, bad = [], False
         for column in batch.columns:
             values, has_bad = self._values.of(column)
             columns.append(values)
             bad = bad or has_bad
-        rows: list[Row] = [dict(zip(names, values, strict=False)) for values in zip(*columns, strict=False)]
-        return list(map(_without_bad_text, rows)) if bad else rows
+        table = Table(names, columns)
+        return list(map(_without_bad_text, table)) if bad else table
+
+
+def _joined(rows: list[Row], more: Sequence[Row]) -> Sequence[Row]:
+    return [*rows, *more] if rows else more
 
 
 def _without_bad_text(row: Row) -> Row:

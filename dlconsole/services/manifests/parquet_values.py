@@ -96,8 +96,8 @@ class Values:
         return self._pc.max(self._pc.binary_length(column.dictionary)).as_py() or 0
 
     def sizes(self, batch: Any, most: int) -> list[int]:
-        """Bytes of each row, nearly: what is no text counts with its column's average. Where all rows together
-        have no more than `most`, none at all: that is quick.
+        """Bytes of each row, nearly: what is no text counts with its column's average. Where all rows
+        together have no more than `most`, none at all: that is quick.
         """
         if batch.nbytes <= most and not any("dictionary<" in str(kind) for kind in batch.schema.types):
             return []
