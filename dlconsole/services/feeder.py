@@ -255,6 +255,8 @@ class _Feeder:
             self._report.listed, self._report.position = True, source.raw_bytes or 0
             return False
         complete = not source.is_stream and found is not None and found.is_complete(source.size)
+        # One that had no row is looked at again, and warned of.
+        complete = complete and not (source.has_columns and found is not None and not found.line)
         if first and found is not None:
             self._turn = found.turn + (complete and again)
         done = complete and found is not None and found.turn >= self._turn

@@ -97,6 +97,48 @@ def test_a_role_that_the_first_rows_do_not_have_is_found_where_it_shows_up(tmp_p
     assert (late, last) == ({"id": 7, "hash": "ab" * 16}, {})
 
 
+# -- what is called csv ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("url;caption\nhttp://a/1.jpg;one\nhttp://a/2.jpg;two, three\n", "semicolons"),
+        ("url|n|caption\nhttp://a/1.jpg|1|one\nhttp://a/2.jpg|2|two, three\n", "bars"),
+        ('photo\tcaption\nhttp://a/1.jpg\tone\nhttp://a/2.jpg\t"two, three"\n', "tabs"),
+        ("http://a/1.jpg;one\nhttp://a/2.jpg;two, three\n", "semicolons"),
+        ('url,caption\nhttp://a/1.jpg,one\nhttp://a/2.jpg,"two, three"\n', ""),
+        ('a,b;c,caption\n1,http://a/1.jpg,one\n2,http://a/2.jpg,"two, three"\n', ""),
+    ],
+)
+def test_another_separator_is_noticed_and_said(text: str, note: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    items, report = fed(path)
+    assert [(item["img_url"], item["caption"]) for item in items] == [
+        ("http://a/1.jpg", "one"),
+        ("http://a/2.jpg", "two, three"),
+    ]
+    assert report.columns is not None
+    assert report.columns["notes"] == ((f"separated by {note}",) if note else ())
+
+
+@pytest.mark.parametrize(
+    "text", ["http://a/1;jpg\nhttp://a/2;gif\n", "url\nhttp://a/1;jpg\nhttp://a/2;gif\n"]
+)
+def test_a_separator_inside_urls_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    assert [item["img_url"] for item in fed(path)[0]] == ["http://a/1;jpg", "http://a/2;gif"]
+
+
+def test_lines_that_end_with_cr_alone_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"url,caption\rhttp://a/1.jpg,one\rhttp://a/2.jpg,two\r")
+    with pytest.raises(FeedError, match="CR alone"):
+        fed(path)
+
+
 # -- presets: each data set's own schema ----------------------------------------------------------
 
 LAION: dict[str, list[Any]] = {

@@ -3,6 +3,8 @@
 csv is RFC 4180: fields in double quotes may hold commas, newlines and doubled quotes. tsv is what data sets
 call so: one line a row, a tab between two fields, and quotes are text (Conceptual Captions); nothing in it
 can hold a tab or a newline. `tsv-quoted` is csv with tabs, as spreadsheets and pandas write it.
+
+What is called csv may be separated by tabs, semicolons or bars: the first rows tell, see `separators`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dlconsole.services.manifests.rows import (
     too_long,
     unique,
 )
+from dlconsole.services.manifests.separators import SEPARATORS, separator
 from dlconsole.services.manifests.text import Text
 
 _HTTP: Final = re.compile(r"\s*https?://", re.IGNORECASE)
@@ -69,6 +72,7 @@ class SeparatedRows:
         self._text = text
         self._max_row_bytes = max_row_bytes
         self._preset_names = preset_names
+        self._kind = kind
         self._records: Callable[[], Records | _PlainLines] = (
             partial(_PlainLines, max_row_bytes)
             if kind == "tsv"
@@ -89,6 +93,8 @@ class SeparatedRows:
         )
         if head.startswith(_UTF16):
             raise Unreadable("is UTF-16; make it UTF-8 first: iconv -f UTF-16 -t UTF-8")
+        if b"\n" not in head and b"\r" in head.strip():
+            raise Unreadable("ends its lines with CR alone; make them newlines first: tr '\\r' '\\n'")
         at = len(BOM) if head.startswith(BOM) else 0
         lines = head[at:].split(b"\n")
         if not is_all and len(lines) == 1:
@@ -97,6 +103,7 @@ class SeparatedRows:
             )
         if not is_all or not lines[-1]:
             lines.pop()
+        notes = self._choose_separator(lines)
         records = self._records()
         records.add(lines)
         first: Record = None
@@ -115,7 +122,17 @@ class SeparatedRows:
         rows = [dict(zip(names, row, strict=False)) for row in sample if isinstance(row, list)]
         if first and not has_names:
             rows.insert(0, dict(zip(names, first, strict=True)))
-        return Header(names, rows, has_names)
+        return Header(names, rows, has_names, notes=notes)
+
+    def _choose_separator(self, lines: list[bytes]) -> tuple[str, ...]:
+        """Where what is called csv has another separator: read it so, and say it."""
+        if self._kind != "csv":
+            return ()
+        found = separator(lines, self._max_row_bytes)
+        if found == ",":
+            return ()
+        self._records = partial(Records, found, self._max_row_bytes)
+        return (f"separated by {SEPARATORS[found]}",)
 
     def _names(self, first: list[str]) -> tuple[tuple[str, ...], bool]:
         preset = self._preset_names
