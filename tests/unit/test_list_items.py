@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from datetime import UTC, date, datetime
@@ -130,6 +131,39 @@ def test_a_separator_inside_urls_is_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text(text)
     assert [item["img_url"] for item in fed(path)[0]] == ["http://a/1;jpg", "http://a/2;gif"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_tsv_that_a_writer_of_csv_wrote_is_read_so_and_that_is_said(
+    quoting: Any, newline: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "list.tsv"
+    rows = [(URL, 'say "cheese"'), (URL, "two\nlines"), (URL, "a\ttab"), (URL, "plain, é")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting, lineterminator=newline)
+        writer.writerows([("url", "caption"), *rows])
+    items, report = fed(path)
+    assert [(item["img_url"], item["caption"]) for item in items] == rows
+    assert "read as tsv-quoted" in str(report.columns)
+    if quoting == csv.QUOTE_MINIMAL:
+        assert "--format tsv-quoted" in str(fed(path, format="tsv")[1].columns)
+
+
+@pytest.mark.parametrize(
+    ("captions", "is_said"),
+    [
+        (['5" wide', '"quoted" by many'], False),
+        (['"all of it"', "plain"], False),
+        (['"say ""cheese"""', '5" wide'], True),
+    ],
+)
+def test_quotes_that_are_text_stay(captions: list[str], is_said: bool, tmp_path: Path) -> None:
+    path = tmp_path / "list.tsv"
+    path.write_text("url\tcaption\n" + "".join(f"{URL}\t{caption}\n" for caption in captions))
+    items, report = fed(path)
+    assert [item["caption"] for item in items] == captions
+    assert ("--format tsv-quoted" in str(report.columns)) == is_said
 
 
 def test_lines_that_end_with_cr_alone_are_refused(tmp_path: Path) -> None:

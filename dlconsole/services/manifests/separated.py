@@ -4,7 +4,8 @@ csv is RFC 4180: fields in double quotes may hold commas, newlines and doubled q
 call so: one line a row, a tab between two fields, and quotes are text (Conceptual Captions); nothing in it
 can hold a tab or a newline. `tsv-quoted` is csv with tabs, as spreadsheets and pandas write it.
 
-What is called csv may be separated by tabs, semicolons or bars: the first rows tell, see `separators`.
+What is called csv may be separated by tabs, semicolons or bars, and what is called tsv may be tsv-quoted: the
+first rows tell, see `separators`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dlconsole.services.manifests.rows import (
     too_long,
     unique,
 )
-from dlconsole.services.manifests.separators import SEPARATORS, separator
+from dlconsole.services.manifests.separators import SEPARATORS, is_quoted, separator
 from dlconsole.services.manifests.text import Text
 
 _HTTP: Final = re.compile(r"\s*https?://", re.IGNORECASE)
@@ -67,12 +68,19 @@ class SeparatedRows:
     """
 
     def __init__(
-        self, text: Text, *, kind: str, max_row_bytes: int, preset_names: tuple[str, ...] = ()
+        self,
+        text: Text,
+        *,
+        kind: str,
+        max_row_bytes: int,
+        preset_names: tuple[str, ...] = (),
+        is_told: bool = False,
     ) -> None:
         self._text = text
         self._max_row_bytes = max_row_bytes
         self._preset_names = preset_names
         self._kind = kind
+        self._is_told = is_told or bool(preset_names)
         self._records: Callable[[], Records | _PlainLines] = (
             partial(_PlainLines, max_row_bytes)
             if kind == "tsv"
@@ -125,14 +133,18 @@ class SeparatedRows:
         return Header(names, rows, has_names, notes=notes)
 
     def _choose_separator(self, lines: list[bytes]) -> tuple[str, ...]:
-        """Where what is called csv has another separator: read it so, and say it."""
-        if self._kind != "csv":
-            return ()
-        found = separator(lines, self._max_row_bytes)
-        if found == ",":
-            return ()
-        self._records = partial(Records, found, self._max_row_bytes)
-        return (f"separated by {SEPARATORS[found]}",)
+        """Where what is called csv has another separator, or what is called tsv has quotes: read it so where
+        that is certain, and say it.
+        """
+        if self._kind == "csv" and (found := separator(lines, self._max_row_bytes)) != ",":
+            self._records = partial(Records, found, self._max_row_bytes)
+            return (f"separated by {SEPARATORS[found]}",)
+        if self._kind == "tsv" and (has_quotes := is_quoted(lines, self._max_row_bytes)) is not False:
+            if has_quotes and not self._is_told:
+                self._records = partial(Records, "\t", self._max_row_bytes)
+                return ("read as tsv-quoted (--format tsv: quotes are text)",)
+            return ("its quotes are read as text (--format tsv-quoted: as quotes)",)
+        return ()
 
     def _names(self, first: list[str]) -> tuple[tuple[str, ...], bool]:
         preset = self._preset_names

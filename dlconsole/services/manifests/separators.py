@@ -1,12 +1,14 @@
-"""What separates the columns of a list that is called csv."""
+"""What separates the columns of a list that is called csv, and whether one that is called tsv has quotes."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from typing import Final
 
 from dlconsole.services.manifests.records import Records
-from dlconsole.services.manifests.rows import SAMPLE_ROWS
+from dlconsole.services.manifests.rows import SAMPLE_ROWS, BadRow
 
 SEPARATORS: Final = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LINES: Final = 1000
@@ -43,3 +45,30 @@ def _fits(mark: str, lines: list[bytes], max_bytes: int) -> bool:
     if any(map(_URL_NAME.fullmatch, first)):
         return True
     return any(_HTTP.match(cell) for row in rest for cell in row)
+
+
+def is_quoted(lines: list[bytes], max_bytes: int) -> bool | None:
+    """Whether the first lines of a tsv are what a writer of csv with tabs makes of their rows, to the byte,
+    and quotes mean something in them. None: not so, but some fields are quoted and have doubled quotes.
+    """
+    lines = lines[:_LINES]
+    if not any(b'"' in line for line in lines):
+        return False
+    records = Records("\t", max_bytes)
+    records.add(lines)
+    found, size = records.take(SAMPLE_ROWS, is_last=False)
+    rows = [row or [] for row in found if not isinstance(row, BadRow)]
+    source = b"\n".join([*lines, b""])[:size].decode("utf-8", "replace").replace("\r\n", "\n")
+    if len(rows) == len(found) and '"' in source:
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+            out = io.StringIO()
+            csv.writer(out, delimiter="\t", lineterminator="\n", quoting=quoting).writerows(rows)
+            if out.getvalue().replace("\r\n", "\n") == source:
+                return True
+    fields = (field.strip() for line in lines for field in line.split(b"\t"))
+    return None if any(map(_has_doubled, fields)) else False
+
+
+def _has_doubled(field: bytes) -> bool:
+    inner = field[1:-1]
+    return field[:1] == field[-1:] == b'"' and b'""' in inner and b'"' not in inner.replace(b'""', b"")
