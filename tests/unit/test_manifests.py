@@ -179,6 +179,21 @@ def test_a_row_beyond_the_limit_is_bad_whatever_the_chunks(name: str, folder: Pa
     ]
 
 
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "json"])
+def test_a_line_without_an_end_can_be_left(kind: str, folder: Path) -> None:
+    path = written(folder, b"url,caption\n" + b'{"url": "' + b"x" * (5 << 20), f"endless.{kind}")
+    asked: list[int] = []
+
+    def idle() -> bool:
+        asked.append(1)
+        return len(asked) < 2
+
+    with open_list(path, Limits(2000, 8192, 2000)) as source:
+        blocks = list(source.blocks(idle=idle))
+    assert len(asked) == 2
+    assert not any(block.done or block.too_long for block in blocks)
+
+
 def test_carriage_returns_nuls_and_odd_spaces_inside_a_row_are_kept(folder: Path) -> None:
     data = 'url,caption\n"a\rb",c\rd\n"e","f\0\u2028\x85\x0b\x1c"\n'.encode()
     assert rows_in(folder, data) == pairs([("a\rb", "c\rd"), ("e", "f\0\u2028\x85\x0b\x1c")])

@@ -126,7 +126,7 @@ class UrlList:
             return
         if not self.is_stream:
             self._text.seek(at, idle)
-        yield from line_blocks(lambda: self._text.read(idle), at, limits.rows, limits.line_bytes)
+        yield from line_blocks(lambda: self._text.read(idle), at, limits.rows, limits.line_bytes, idle)
 
     def _opened_reader(self, idle: Idle) -> RowReader:
         if self._reader is None:

@@ -161,7 +161,7 @@ class SeparatedRows:
         at = max(at, self._data_at)
         self._text.seek(at, idle)
         records, end = self._records(), at
-        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes):
+        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes, idle):
             end = block.end
             records.add(block.lines)
             while True:
