@@ -260,7 +260,7 @@ def test_a_list_of_each_data_set_keeps_its_captions_and_columns(
         assert without_names(items[0]) == wanted
         assert items[1]["caption"] == LAION["TEXT"][1]
     assert [item["img_url"] for item in items] == LAION["URL"]
-    assert [item["key"] for item in items] == [f"{report.list_id[:8]}-{row}" for row in (1, 2)]
+    assert [item["key"] for item in items] == [f"{report.list_id[:12]}-{row}" for row in (1, 2)]
     assert (report.tasks, report.bad) == (2, 0)
 
 
@@ -380,7 +380,7 @@ def test_an_item_has_its_keys_in_their_order_and_its_text_as_it_was() -> None:
     (item,), _ = made({"n": 1, "url": URL, "hash": "AB", "caption": caption, "id": 7, "ext": "png"})
     path = f"/ds/images/{DIGEST}.jpg"
     assert json.loads(item) == {
-        "img_path": path, "img_url": URL, "key": "01234567-1", "caption": caption, "id": 7, "hash": "AB",
+        "img_path": path, "img_url": URL, "key": "0123456789ab-1", "caption": caption, "id": 7, "hash": "AB",
         "columns": {"n": 1, "ext": "png"},
     }  # fmt: skip
     assert list(json.loads(item)) == ["img_path", "img_url", "key", "caption", "id", "hash", "columns"]
@@ -410,7 +410,7 @@ def test_urls_that_are_none_are_bad_rows_and_blank_rows_are_blank() -> None:
     assert tally.rejects[8].data == {"url": "http://a/stop_this_task"}
     assert [json.loads(item)["img_url"] for item in items] == [URL, URL, "ftp://日本/"]
     assert (tally.lines, tally.tasks, tally.bad, tally.blank, tally.not_http) == (15, 3, 11, 1, 1)
-    assert [json.loads(item)["key"] for item in items] == [f"01234567-{row}" for row in (13, 14, 15)]
+    assert [json.loads(item)["key"] for item in items] == [f"0123456789ab-{row}" for row in (13, 14, 15)]
 
 
 def test_no_item_says_the_text_of_a_stop_sentinel() -> None:
