@@ -89,7 +89,7 @@ def run_chaos(
 def test_random_deaths_of_workers_and_redis(
     fleet: Fleet, server: PrivateRedis, client: redis.Redis, web: SimulatedWeb, rng: random.Random
 ) -> None:
-    run_chaos(fleet, server, client, web, rng, tasks=6_000, worker_kills=6, redis_kills=2)
+    run_chaos(fleet, server, client, web, rng, tasks=4_000, worker_kills=6, redis_kills=2)
 
 
 @pytest.mark.chaos

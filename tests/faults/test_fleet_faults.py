@@ -47,15 +47,15 @@ def test_a_fleet_works_its_queue_off_while_redis_has_no_memory(
 
 @pytest.mark.parametrize(
     ("tasks", "squeezes"),
-    [(4000, 1), *(pytest.param(16_000, 8, id=f"full-{n}", marks=FULL) for n in range(2))],
+    [(2500, 1), *(pytest.param(16_000, 8, id=f"full-{n}", marks=FULL) for n in range(2))],
 )
 def test_maxmemory_reached_while_eight_workers_run_then_raised(
     tasks: int, squeezes: int, fleet: Fleet, client: redis.Redis, web: SimulatedWeb, rng: random.Random
 ) -> None:
     """At random moments; far below what is used, or a little."""
     feed(client, [item(web, i, ("404", "500")[i % 20 == 0] if i % 10 == 0 else "good") for i in range(tasks)])
-    for _ in range(4):
-        fleet.start("--processes", "2", "--concurrency", "8")
+    for _ in range(2):
+        fleet.start("--processes", "4", "--concurrency", "8")
     part = tasks // (squeezes + 1)
     for number in range(squeezes):
         goal = part * number + rng.randrange(part // 20, part // 3)
@@ -66,7 +66,7 @@ def test_maxmemory_reached_while_eight_workers_run_then_raised(
         until(lambda goal=goal: counts(client)["stored"] > goal)  # what frees memory goes on
         client.config_set("maxmemory", "0")
     until(lambda: is_done(client))
-    assert fleet.stop() == [0] * 4
+    assert fleet.stop() == [0] * 2
     now = assert_nothing_lost_or_doubled(client, fleet, tasks)
     assert now["failed"] == tasks // 10
 
@@ -173,12 +173,12 @@ def test_too_few_open_files_make_a_worker_slower_and_nothing_fails(
     limit: int, concurrency: int, folders: int, fleet: Fleet, client: redis.Redis, web: SimulatedWeb
 ) -> None:
     """More folders and fetches than may be open: neither a task nor the store is to blame."""
-    feed(client, [in_folder(web, i, folders) for i in range(3000)])
+    feed(client, [in_folder(web, i, folders) for i in range(1500)])
     fleet.under = ("prlimit", f"--nofile={limit}:{limit}")
     worker = fleet.start("--until-empty", "--concurrency", str(concurrency), WORKER__BATCH="500")
     assert worker.wait(120) == 0
-    now = assert_nothing_lost_or_doubled(client, fleet, 3000)
-    assert (now["stored"], now["failed"]) == (3000, 0)
+    now = assert_nothing_lost_or_doubled(client, fleet, 1500)
+    assert (now["stored"], now["failed"]) == (1500, 0)
     assert any(e["event"].startswith("fewer fetches at once") for e in fleet.events)
     assert not any(e["event"] == "downloads wait for the store" for e in fleet.events)
 
