@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from dlconsole import __version__
 from dlconsole.errors import DlconsoleError
+from dlconsole.units import printable
 
 COMMANDS: Final = {
     "console": "the operations console (what `dlconsole` alone opens)",
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         for line in str(error).splitlines():
-            print(f"dlconsole: {line}", file=sys.stderr)
+            print(f"dlconsole: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("dlconsole: interrupted", file=sys.stderr)

@@ -372,7 +372,7 @@ class FetchSettings(Section):
     max_header_bytes: Bytes = Field(default=64 * 2**10, ge=1024, le=256 * 2**10)
     """Most bytes of one answer's headers; more is `connect`."""
     max_redirects: Count = Field(default=5, ge=0, le=20)
-    """Most redirects followed."""
+    """Most redirects followed; of a robots.txt five at least (RFC 9309)."""
     honour_opt_outs: bool = True
     """Whether an answer that reserves its rights (`X-Robots-Tag`, `tdm-reservation`) is `opt_out`."""
     robots: bool = False
@@ -382,11 +382,13 @@ class FetchSettings(Section):
     contact: Annotated[str, AfterValidator(_check_contact)] = ""
     """Where a site's owner reaches you, a mail address or a page; stands behind `user_agent`."""
     per_host: Count = Field(default=8, ge=1, le=4096)
-    """Fetches of one host at once, redirects to it included, in each process; `robots.txt` counts apart."""
+    """Requests to one host at once, redirects included, in each process; `robots.txt` counts apart."""
     per_host_per_s: float = Field(default=0.0, ge=0, le=10_000)
-    """Most requests a second to one host from each process; `robots.txt` counts apart. 0: no limit."""
+    """Most requests a second to one host, redirects included, in each process; `robots.txt` is not counted.
+    0: no limit."""
     park_s: Seconds = Field(default=10.0, ge=0, le=86_400)
-    """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s`."""
+    """First pause of a host that answers 429 or 503 without Retry-After; doubled up to `retry.max_s` while it
+    goes on, and given up when the fleet was refused six times in a row."""
     proxy: Annotated[str, AfterValidator(_check_proxy)] = ""
     """Forward proxy for every fetch, looked up by the system; empty: none, nor the environment's."""
     ca_file: Folder | None = None
@@ -543,7 +545,7 @@ class Settings(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What each field of a model is: the text that stands below it in the source.
+    """What each field of a model is: the text that stands below it in the source, on one line.
 
     Read when somebody asks: pydantic would read it at every start of every process.
     """
@@ -553,7 +555,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     for pair in pairwise(node.body):
         match pair:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = inspect.cleandoc(text)
+                found[name] = " ".join(text.split())
     return found
 
 

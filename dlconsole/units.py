@@ -95,3 +95,12 @@ def format_duration(seconds: float) -> str:
             rest = left % size // smaller
             return f"{left // size} {unit}" + (f" {rest} {small_unit}" if rest else "")
     return f"{left} s"
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin (a file's name, a column's, a server's words) for a terminal: control
+    characters, which could steer it, and halves of characters, which cannot be printed, are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

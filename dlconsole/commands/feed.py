@@ -26,6 +26,7 @@ from dlconsole.commands.common import load_settings
 from dlconsole.commands.feed_shown import how_to_go_on, print_result, progress
 from dlconsole.commands.stopping import stop_event
 from dlconsole.errors import RedisUnusable, UsageError
+from dlconsole.units import printable
 
 if TYPE_CHECKING:
     from dlconsole.services.columns import Columns
@@ -229,7 +230,7 @@ def _watch(roots: list[Path], settings: Settings, args: argparse.Namespace) -> i
 
 
 def _say(text: str) -> None:
-    print(f"dlconsole: {text}", file=sys.stderr)
+    print(f"dlconsole: {printable(text)}", file=sys.stderr)
 
 
 def _feed(places: list[Place], settings: Settings, total: int | None, args: argparse.Namespace) -> int:
@@ -293,6 +294,6 @@ def _dry_run(places: list[Place], settings: Settings, total: int | None, args: a
     if first and not args.json:
         print("The first tasks would be:")
         for item in first:
-            print("  " + item.decode())
+            print("  " + printable(item.decode()))
     print_result(reports, settings, as_json=args.json, dry_run=True, limit_reached=left == 0)
     return 130 if any(report.stopped for report in reports.values()) else 0

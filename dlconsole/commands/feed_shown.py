@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from dlconsole.units import printable
+
 if TYPE_CHECKING:
     from dlconsole.services.feed_report import FeedReport
     from dlconsole.services.manifests import Place
@@ -46,14 +48,16 @@ def print_result(
         print(json.dumps(head | totals | {"files": files}))
         return
     for place, report in reports.items():
-        print(f"{place}: {_words(report, settings.dataset, dry_run=dry_run)}")
+        print(f"{printable(str(place))}: {_words(report, settings.dataset, dry_run=dry_run)}")
         noun = "row" if report.has_columns else "line"
         for number, why in sorted(report.samples.items()):
-            print(f"  {noun} {number:,}: {why}")
+            print(f"  {noun} {number:,}: {printable(why)}")
         if report.bad and report.rejects:
-            print(f"  all bad rows are in {report.rejects}")
+            print(f"  all bad rows are in {printable(str(report.rejects))}")
         for name, number in report.too_large.items():
-            print(f"  column {name}: {number:,} values left out, larger than feed.max_column_bytes")
+            print(
+                f"  column {printable(name)}: {number:,} values left out, larger than feed.max_column_bytes"
+            )
         if report.stopped and not dry_run:
             print(f"  stopped; {how_to_go_on(report)}" if report.lines or report.inside else "  stopped")
         if report.limited:
@@ -69,7 +73,8 @@ def _words(report: FeedReport, dataset: str, *, dry_run: bool) -> str:
     if report.listed:
         return "left out: it is named in the file of done lists; --again feeds it"
     if report.fed_as:
-        return f"left out: it was fed to {dataset!r} before, as {report.fed_as}; --again feeds it once more"
+        before = printable(report.fed_as)
+        return f"left out: it was fed to {dataset!r} before, as {before}; --again feeds it once more"
     extra = [
         f"{number:,} {words}"
         for number, words in (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dlconsole.commands.common import load_settings
 from dlconsole.commands.stopping import stop_event
 from dlconsole.errors import UsageError
-from dlconsole.units import format_bytes, format_count, format_duration
+from dlconsole.units import format_bytes, format_count, format_duration, printable
 
 if TYPE_CHECKING:
     from dlconsole.services.ledger_export import Written
@@ -135,7 +135,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"dlconsole: {text}", file=sys.stderr)
+    print(f"dlconsole: {printable(text)}", file=sys.stderr)
 
 
 def _reading_record(reading: Reading) -> dict[str, Any]:
@@ -144,6 +144,8 @@ def _reading_record(reading: Reading) -> dict[str, Any]:
 
 def _say_reading(reading: Reading) -> None:
     """What is not as it should be."""
+    from dlconsole.widgets.text import clean
+
     for words in reading.left_out:
         _say(f"left out: {words}")
     for path in reading.torn:
@@ -152,7 +154,7 @@ def _say_reading(reading: Reading) -> None:
         lines = "1 line is" if reading.bad == 1 else f"{format_count(reading.bad)} lines are"
         _say(f"warning: {lines} no ledger's, and left out:")
         for words in reading.samples:
-            _say(f"  {words}")
+            _say(f"  {clean(words)}")
 
 
 # -- dry run ----------------------------------------------------------------------------------------
@@ -290,13 +292,15 @@ def _sizes_record(sizes: Sizes) -> dict[str, Any]:
 
 
 def _stats_lines(counted: LedgerStats) -> Iterator[str]:
+    from dlconsole.widgets.text import clean
+
     yield f"tasks        {format_count(counted.tasks)}"
     yield f"stored       {_share(counted.stored, counted.tasks)}"
     yield f"failed       {_share(counted.failed, counted.tasks)}"
     for kind, count in counted.kinds.most_common(_SHOWN):
-        yield f"  {kind:<20} {format_count(count):>12}"
+        yield f"  {clean(kind):<20} {format_count(count):>12}"
     formats = ", ".join(
-        f"{name} {format_count(count)}" for name, count in counted.formats.most_common(_SHOWN)
+        f"{clean(name)} {format_count(count)}" for name, count in counted.formats.most_common(_SHOWN)
     )
     yield f"formats      {formats or '-'}"
     yield f"bytes        {format_bytes(counted.bytes.total)}"

@@ -35,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--until-empty", action="store_true", help="end when the queue is empty")
     limits = parser.add_argument_group(
         "limits of one fetch",
-        "What each ends with is the failure kind of the task. TIME: 30, 1.5s, 2m. SIZE: 512, 32MiB.",
+        "What each ends with is the failure kind of the task. TIME: 30, 1.5s, 2m. SIZE: 512, 32MiB. "
+        "No cookies are kept, no .netrc is read.",
     )
     limits.add_argument(
         "--deadline",
@@ -114,9 +115,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="fetch also from this network, on every port; what is not public is blocked_address, looked at "
         "when connecting; may be given several times",
     )
-    limits.add_argument("--proxy", dest="fetch.proxy", metavar="URL", help="forward proxy for every fetch")
     limits.add_argument(
-        "--ca-file", dest="fetch.ca_file", metavar="FILE", help="certificate authorities to trust for https"
+        "--proxy",
+        dest="fetch.proxy",
+        metavar="URL",
+        help="forward proxy for every fetch; not the environment's (none)",
+    )
+    limits.add_argument(
+        "--ca-file",
+        dest="fetch.ca_file",
+        metavar="FILE",
+        help="certificate authorities to trust for https (certifi's)",
     )
     checks = parser.add_argument_group("checks of an image")
     checks.add_argument(
@@ -194,19 +203,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--per-host",
         dest="fetch.per_host",
         metavar="N",
-        help="fetches of one host at once, in each process (8)",
+        help="requests to one host at once, redirects included, in each process; robots.txt counts apart (8)",
     )
     manners.add_argument(
         "--per-host-rate",
         dest="fetch.per_host_per_s",
         metavar="N",
-        help="most fetches of one host a second, in each process (0: no limit)",
+        help="most requests to one host a second, redirects included, in each process; robots.txt is not "
+        "counted (0: no limit)",
     )
     manners.add_argument(
         "--park",
         dest="fetch.park_s",
         metavar="TIME",
-        help="first pause of a host that answers 429 or 503 and says no time (10s)",
+        help="how long the fleet leaves a host alone that answers 429 or 503 and says no time: the first "
+        "pause (10s), doubled up to retry.max_s while it goes on; refused six times in a row, pause after "
+        "pause, it is given up: its tasks then lose attempts",
     )
     manners.add_argument(
         "--robots",
@@ -217,9 +229,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "disallows is opt_out; where it cannot be had, neither can the site's images (off)",
     )
     manners.add_argument(
-        "--contact", dest="fetch.contact", metavar="TEXT", help="mail address or page, for the sites' owners"
+        "--contact",
+        dest="fetch.contact",
+        metavar="TEXT",
+        help="mail address or page, for the sites' owners (none)",
     )
-    manners.add_argument("--user-agent", dest="fetch.user_agent", metavar="TEXT", help="what it calls itself")
+    manners.add_argument(
+        "--user-agent",
+        dest="fetch.user_agent",
+        metavar="TEXT",
+        help="what it calls itself (dlconsole (dataset downloader))",
+    )
     ending = parser.add_argument_group("ending")
     ending.add_argument(
         "--drain", dest="worker.drain_s", metavar="TIME", help="how long running fetches may take (20s)"

@@ -35,7 +35,8 @@ _HEX_DIGEST: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.IGNORECASE)
 class Columns:
     """The roles of a list's columns, '' for none. `kept` are the others that travel on, `left_out` those that
     do not. Where `drops_others`, columns of a row that are neither in a role nor `kept` are taken out of it.
-    `max_bytes` is the largest value that travels on; None: any.
+    `max_bytes` is the largest value that travels on; None: any. Where rows may have further columns, `late`
+    are the roles that none of the columns in `seen` has: a row's others may.
     """
 
     url: str
@@ -47,6 +48,8 @@ class Columns:
     left_out: tuple[str, ...] = ()
     drops_others: bool = False
     max_bytes: int | None = None
+    late: tuple[str, ...] = ()
+    seen: frozenset[str] = frozenset()
 
     @property
     def needed(self) -> frozenset[str]:
@@ -72,14 +75,20 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
     the list's name is to be put in front.
     """
     names = header.names
+    if header.fault:
+        raise FeedError(f"none of its rows can be read ({header.fault}): is that its format? --format")
     if not names:
         return Columns("")
-    roles = {role: _role(role, header, settings) for role in ROLES}
+    roles = _named_roles(header, settings)
+    for role in ROLES:
+        if role not in roles:
+            roles[role] = _found_role(role, header, settings.preset, taken=roles)
     if not roles["url"]:
         roles["url"] = _url_by_content(header, taken=roles)
-    if not roles["caption"] and not header.has_names and not settings.caption_column and not settings.preset:
+    if not (roles["caption"] or header.has_names or settings.caption_column or settings.preset):
         roles["caption"] = _caption_by_content(header, taken=roles)
-    others = [name for name in names if name not in roles.values()]
+    # The extension has no place of its own in an item.
+    others = [name for name in names if name not in {*roles.values()} - {roles["ext"]}]
     kept, keeps_others, limit = others, True, None
     if settings.keep == NONE:
         kept, keeps_others = [], False
@@ -96,18 +105,42 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
         left_out=left_out,
         drops_others=bool(left_out) or (header.open_ended and not keeps_others),
         max_bytes=limit,
+        late=_late_roles(header, settings, roles),
+        seen=frozenset(names),
     )
 
 
-def _role(role: str, header: Header, settings: FeedSettings) -> str:
-    wanted = getattr(settings, f"{role}_column")
-    if wanted == NONE and role != "url":
-        return ""
-    if wanted:
-        return _named(wanted, header.names, f"--{role}")
-    if settings.preset:
-        return _of_preset(role, header.names, settings.preset)
-    return _by_name(role, header)
+def late_role(role: str, row: dict[str, Any], columns: Columns) -> str:
+    """The column of a row that has this role, of those that the first rows did not have; '' for none."""
+    names = tuple(name for name in row if name not in columns.seen)
+    return _by_name(role, names, Header(names, [row]))
+
+
+def _late_roles(header: Header, settings: FeedSettings, roles: dict[str, str]) -> tuple[str, ...]:
+    if not header.open_ended or settings.preset:
+        return ()
+    missing = [role for role in ("caption", "id", "hash") if not roles[role]]
+    return tuple(role for role in missing if getattr(settings, f"{role}_column") != NONE)
+
+
+def _named_roles(header: Header, settings: FeedSettings) -> dict[str, str]:
+    """The roles that are set."""
+    roles: dict[str, str] = {}
+    for role in ROLES:
+        wanted = getattr(settings, f"{role}_column")
+        if wanted == NONE and role != "url":
+            roles[role] = ""
+        elif wanted:
+            name = _named(wanted, header.names, f"--{role}")
+            if name in roles.values():
+                raise FeedError(f"cannot have the column {name!r} in two roles (--{role})")
+            roles[role] = name
+    return roles
+
+
+def _found_role(role: str, header: Header, preset: str, *, taken: dict[str, str]) -> str:
+    names = tuple(name for name in header.names if name not in taken.values())
+    return _of_preset(role, names, header, preset) if preset else _by_name(role, names, header)
 
 
 def _named(wanted: str, names: tuple[str, ...], flag: str) -> str:
@@ -120,7 +153,7 @@ def _named(wanted: str, names: tuple[str, ...], flag: str) -> str:
     raise FeedError(f"has no column {wanted!r} ({flag}); its columns: {', '.join(names)}")
 
 
-def _of_preset(role: str, names: tuple[str, ...], preset: str) -> str:
+def _of_preset(role: str, names: tuple[str, ...], header: Header, preset: str) -> str:
     candidates: tuple[str, ...] = getattr(PRESETS[preset], role)
     for candidate in candidates:
         if candidate in names:
@@ -132,14 +165,14 @@ def _of_preset(role: str, names: tuple[str, ...], preset: str) -> str:
     if role in {"url", "caption"}:
         raise FeedError(
             f"has no column {' or '.join(map(repr, candidates))} as lists of preset {preset!r} have; its "
-            f"columns: {', '.join(names)}; leave --preset out, or name one with --{role}"
+            f"columns: {', '.join(header.names)}; leave --preset out, or name one with --{role}"
         )
     return ""
 
 
-def _by_name(role: str, header: Header) -> str:
+def _by_name(role: str, names: tuple[str, ...], header: Header) -> str:
     plain = {}
-    for name in reversed(header.names):
+    for name in reversed(names):
         plain[re.sub(r"[_\-\s]", "", name.lower())] = name
     for known in _KNOWN[role].split():
         if known in plain:

@@ -286,7 +286,7 @@ class _Feeder:
         self._report.waiting = ""
         if self._report.stopped:
             return False
-        self._made = self._pushes(found, reader)
+        self._made = self._pushes(msgspec.structs.replace(found, path=self._path), reader)
         self._rejects.cut_behind(found.line)
         return True
 

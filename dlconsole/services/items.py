@@ -22,6 +22,7 @@ IMAGE_EXTENSIONS: Final = frozenset(
 
 # What needs neither JSON escapes nor a closer look: nearly every line.
 _PLAIN_URL: Final = re.compile(rb"https?://[!#-\[\]-~]+")
+_PLAIN_LINES: Final = re.compile(rb"(?:https?://[!#-\[\]-~]++\n)*+")
 _HTTP: Final = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
 
 
@@ -82,25 +83,31 @@ class TaskWriter:
         """The items of the good lines; the others are counted in `tally`, which moves on. `too_long`
         lines follow that were not even read.
         """
-        first = tally.lines
-        items: list[bytes] = []
-        append, plain, form, limit = items.append, _PLAIN_URL.fullmatch, self._format, self._max_url_bytes
-        is_quick = self._from_sha256 and not any(SENTINEL in line for line in lines)
-        is_sharded = self._is_sharded
-        for index, line in enumerate(lines):
-            if is_quick and plain(line) and len(line) <= limit:
-                name = sha256(line).hexdigest().encode()
-                append(form % ((name[:2], name[2:4], name, line) if is_sharded else (name, line)))
-            else:
-                item = self._careful(line, first + index + 1, tally)
-                if item is not None:
-                    append(item)
+        first, limit = tally.lines, self._max_url_bytes
+        text = b"\n".join(lines) + b"\n"
+        is_quick = self._from_sha256 and SENTINEL not in text
+        if is_quick and lines and _PLAIN_LINES.fullmatch(text) and max(map(len, lines)) <= limit:
+            items = self._plain(lines)
+        else:
+            items = []
+            for index, line in enumerate(lines):
+                if is_quick and _PLAIN_URL.fullmatch(line) and len(line) <= limit:
+                    items += self._plain([line])
+                elif (item := self._careful(line, first + index + 1, tally)) is not None:
+                    items.append(item)
         tally.lines += len(lines)
         tally.tasks += len(items)
         for _ in range(too_long):
             tally.lines += 1
             tally.reject(tally.lines, f"longer than {limit} bytes")
         return items
+
+    def _plain(self, lines: list[bytes]) -> list[bytes]:
+        form = self._format
+        if not self._is_sharded:
+            return [form % (sha256(line).hexdigest().encode(), line) for line in lines]
+        names = [sha256(line).hexdigest().encode() for line in lines]
+        return [form % (name[:2], name[2:4], name, line) for name, line in zip(names, lines, strict=True)]
 
     def _careful(self, line: bytes, number: int, tally: Tally) -> bytes | None:
         """The item of any line, or None with the reason in `tally`."""

@@ -19,7 +19,7 @@ RUN_BYTES: Final = 32 << 20
 RECORD_BYTES: Final = 41
 """What a record takes in memory besides its bytes: Python's header, and its place in a list."""
 FAN_IN: Final = 128
-_MERGE_BYTES: Final = 32 << 20
+_MERGE_BYTES: Final = 8 << 20
 """What the blocks of a merge have together."""
 _LEAST_BLOCK: Final = 64 << 10
 _WRITE: Final = 4096

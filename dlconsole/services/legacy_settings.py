@@ -89,10 +89,7 @@ class _Translator:
             self._lists(name)
         self._monitor()
         for key, (value, why) in LAYOUTS.items():
-            try:
-                made.values[key] = Placed(_accepted(key, value), "", why)
-            except _Refused:
-                continue
+            made.values[key] = Placed(value, "", why)
         known = self._source.values
         made.unknown = [
             name

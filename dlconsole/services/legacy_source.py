@@ -21,7 +21,7 @@ from dlconsole.errors import ConfigError
 from dlconsole.services.legacy_value import NotRead, Unread, Value, dotted, kind_of, value_of
 from dlconsole.units import format_bytes
 
-MOST_BYTES: Final = 2**18
+MOST_BYTES: Final = 2**16
 """The scripts' own file has 2 KB."""
 MOST_TOKENS: Final = 5000
 """In one statement. Python's compiler may end the process over one that is nested without end."""

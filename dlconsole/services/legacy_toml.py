@@ -13,6 +13,7 @@ from typing import Final
 from dlconsole.errors import ConfigError
 from dlconsole.services.legacy_settings import DATASET, REDIS, Imported, Placed
 from dlconsole.settings import mask_url
+from dlconsole.units import printable
 
 _MOST_NAMES: Final = 20
 _SECTIONS: Final = ("worker", "guard", "feed", "errors")
@@ -48,13 +49,13 @@ def as_toml(made: Imported, *, masked: bool = False) -> str:
 def remarks(made: Imported) -> Iterator[str]:
     """What a reader should know beyond the values, one line each; nothing in it is a password."""
     for name, why in made.reasons.items():
-        yield _printable(f"{name} {why}" if why.startswith("is ") else f"{name}: {why}")
+        yield printable(f"{name} {why}" if why.startswith("is ") else f"{name}: {why}")
     if made.unknown:
         shown = ", ".join(made.unknown[:_MOST_NAMES])
         more = len(made.unknown) - _MOST_NAMES
-        yield _printable(f"no settings of the scripts: {shown}" + (f" and {more} more" if more > 0 else ""))
+        yield printable(f"no settings of the scripts: {shown}" + (f" and {more} more" if more > 0 else ""))
     for text in made.not_run[:_MOST_NAMES]:
-        yield _printable(f"not run, so what it does is not known: {text}")
+        yield printable(f"not run, so what it does is not known: {text}")
     if len(made.not_run) > _MOST_NAMES:
         yield f"not run: {len(made.not_run) - _MOST_NAMES} more"
 
@@ -96,14 +97,10 @@ def _quoted(text: str) -> str:
 
 def _comment(text: str) -> Iterator[str]:
     """Lines of a comment. Whatever the text came from, it ends none of them."""
-    words, line = _printable(text).split(" "), "#"
+    words, line = printable(text).split(" "), "#"
     for word in words:
         if len(line) + len(word) > 105 and line != "#":
             yield line
             line = "#  "
         line += f" {word}"
     yield line
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -33,7 +33,8 @@ class RejectFile:
 
     def __init__(self, folder: Path, name: str, list_id: str, say: Callable[[str], None]) -> None:
         stem = re.sub(r"[^\w.\-]", "_", name)[:100] or "list"
-        self._stem = f"{stem}-{list_id.removeprefix('stream-')[:8]}"
+        self._id = list_id.removeprefix("stream-")[:8]
+        self._stem = f"{stem}-{self._id}"
         self._folder = folder
         self._say = say
         self._file: BinaryIO | None = None
@@ -72,21 +73,20 @@ class RejectFile:
                 f"warning: bad rows are not written down: {error.filename or self._folder}: {error.strerror}"
             )
 
-    def _paths(self) -> list[Path]:
-        """Every name that a file of this list may have."""
-        names = [self._stem, *(f"{self._stem}-{number}" for number in range(2, _MOST_FILES))]
-        return [self._folder / f"{name}.jsonl" for name in names]
+    def _of_this_list(self) -> list[Path]:
+        """The files that there are; a list that was moved has them under its earlier name."""
+        named = re.compile(rf".*-{self._id}(-\d+)?\.jsonl", re.DOTALL)
+        try:
+            return sorted(path for path in self._folder.iterdir() if named.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
 
     def _cut_all(self, row: int) -> None:
-        for path in self._paths():
+        for path in self._of_this_list():
             if self._file is not None and path == self.path:
                 _cut(self._file, row)
                 continue
-            try:
-                file = path.open("r+b", buffering=0)
-            except FileNotFoundError:
-                return  # they are numbered without gaps
-            with file:
+            with path.open("r+b", buffering=0) as file:
                 if _lock(file):
                     _cut(file, row)
 
@@ -105,7 +105,8 @@ class RejectFile:
 
     def _open(self) -> BinaryIO:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._paths():
+        new = [self._stem, *(f"{self._stem}-{number}" for number in range(2, _MOST_FILES))]
+        for path in [*self._of_this_list(), *(self._folder / f"{name}.jsonl" for name in new)]:
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
             if _lock(file):
                 self.path = path

@@ -110,6 +110,7 @@ def _read(raw: bytes) -> tuple[Task, bool]:
         return Task("", "", _digest(raw)), False
     path, url, key = (_text(fields.get(name)) for name in ("img_path", "img_url", "key"))
     is_task = path is not None and url is not None
+    fields = {name: _shallow(value) for name, value in fields.items()}
     columns = {name: value for name, value in fields.items() if name not in _OWN}
     if key is None or not _is_own_key(key):
         key = "" if is_task else _digest(raw)
@@ -142,13 +143,18 @@ def _fields(raw: bytes) -> dict[str, msgspec.Raw] | None:
         # Inside JSON's strings a newline is never bare, so these stand between tokens.
         line = raw.replace(b"\r", b" ").replace(b"\n", b" ")
         try:
-            return {name: _shallow(value) for name, value in _OBJECT.decode(line).items()}
+            return _OBJECT.decode(line)
         except _NO_JSON:
             pass
     found = read_object(raw)
     if found is None:
         return None
-    return {_sound(name): _shallow(_written(value)) for name, value in found.items()}
+    fields = {_sound(name): _written(value) for name, value in found.items()}
+    for name in ("img_path", "img_url"):
+        # One that cannot be UTF-8 is none: nothing is made of it that was not meant.
+        if isinstance(found.get(name), str):
+            fields[name] = msgspec.Raw(json.dumps(found[name]).encode())
+    return fields
 
 
 def _text(value: msgspec.Raw | None) -> str | None:

@@ -361,6 +361,10 @@ class Downloader:
         if not self._parks.is_parked(host):
             self._turns.answered(host)
 
+    def has_refused(self, host: str, answer: Failure) -> None:
+        """A host asked to be left alone, in an answer that no task waited for."""
+        self._heed(host, answer, asked=True)
+
     def _put_off(self, attempt: Attempt, host: str) -> None:
         """Let a task wait in Redis until its host may be asked again. That is no attempt, unless the host
         has been given up: else its tasks would wait for ever.

@@ -5,7 +5,11 @@ The short forms run always; `-m chaos` runs the long ones.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
+import json
 import os
 import random
 import signal
@@ -14,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -36,6 +41,12 @@ BLOCK = 50
 """Lines in a block: it is blocks that a death comes between, so there are many, and small ones."""
 
 chaos = pytest.mark.chaos
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of rejects are written where feeding was started."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +96,17 @@ def depth(client: redis.Redis) -> int:
 class Feeder:
     """`dlconsole feed` as a process."""
 
-    def __init__(self, url: str, urls: Path, folder: Path, *, block: int = BLOCK) -> None:
-        words = ["feed", str(urls), "--redis", url, "--dataset", "ds", "--block", str(block)]
+    def __init__(
+        self,
+        url: str,
+        urls: Path | list[Path],
+        folder: Path,
+        *,
+        block: int = BLOCK,
+        options: Collection[str] = (),
+    ) -> None:
+        lists = map(str, urls if isinstance(urls, list) else [urls])
+        words = ["feed", *lists, "--redis", url, "--dataset", "ds", "--block", str(block), *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dlconsole", *words],
             cwd=folder,
@@ -135,6 +155,64 @@ def test_a_feeder_that_is_killed_again_and_again_feeds_each_task_once(
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
 
 
+ROWS = 3000
+
+
+def caption(i: int) -> str:
+    return f'"{i}", said\r\nthe 猫' * (i % 3)
+
+
+def is_bad(i: int) -> bool:
+    return i % 97 == 5
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> list[Path]:
+    """The same rows in three formats, a bad one now and then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [("" if is_bad(i) else f"https://host-{i % 97}.example/{i}.jpg", caption(i)) for i in range(ROWS)]
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([("URL", "TEXT"), *rows])
+    data = out.getvalue().encode()
+    (tmp_path / "l.csv").write_bytes(data)
+    (tmp_path / "m.csv.gz").write_bytes(gzip.compress(data[:30_000], 1) + gzip.compress(data[30_000:], 1))
+    columns = dict(zip(("URL", "TEXT"), zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "n.parquet", row_group_size=700)
+    return [tmp_path / name for name in ("l.csv", "m.csv.gz", "n.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(1, 8), pytest.param(20, 9, marks=[chaos, pytest.mark.timeout(300)])]
+)
+def test_lists_with_columns_survive_their_feeders_row_by_row(
+    kills: int, seed: int, lists: list[Path], server: PrivateRedis, tmp_path: Path
+) -> None:
+    """Killed in each of them: behind a record of many lines, packed text, a row group."""
+    chance = random.Random(seed)
+    good = [i for i in range(ROWS) if not is_bad(i)]
+    with connect(server.url, name="test") as client:
+        for number in range(len(lists)):
+            first = number * len(good)
+            for target in sorted(chance.sample(range(first + 1, first + len(good) - 200), kills)):
+                feeder = Feeder(server.url, lists, tmp_path)
+                assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+                feeder.kill()
+        Feeder(server.url, lists, tmp_path).end()
+        items = [json.loads(item) for item in reversed(client.lrange(KEYS.task, 0, -1))]
+        assert int(client.get(KEYS.fed)) == len(items)
+    wanted = [(f"https://host-{i % 97}.example/{i}.jpg", caption(i), str(i + 1)) for i in good] * 3
+    found = [(item["img_url"], item.get("caption"), item["key"].partition("-")[2]) for item in items]
+    assert found == wanted
+    rejects = sorted((tmp_path / "feed_rejects").iterdir())
+    assert [path.name.partition("-")[0] for path in rejects] == ["l.csv", "m.csv.gz", "n.parquet"]
+    for path in rejects:
+        rows = [json.loads(line)["row"] for line in path.read_bytes().splitlines()]
+        assert rows == [i + 1 for i in range(ROWS) if is_bad(i)]
+
+
 @pytest.mark.parametrize(
     ("kills", "seed"),
     [(4, 3), *(pytest.param(40, seed, marks=[chaos, pytest.mark.timeout(300)]) for seed in (4, 5, 6))],
@@ -160,6 +238,76 @@ def test_a_redis_that_dies_under_the_feeder_gets_each_task_once(
         feeder.end()
         assert_each_task_was_fed_once(client)
     assert (tmp_path / "done_part.txt").read_text() == f"{urls}\n"
+
+
+DIFFERENT = 10_000
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list sorted by host, each URL of which stands in it twice."""
+    path = tmp_path_factory.mktemp("lists") / "repeated.txt"
+    lines = sorted(b"https://host-%d.example/%d\n" % (i % 97, i) for i in range(DIFFERENT))
+    path.write_bytes(b"".join(lines) + b"".join(lines[::-1]))
+    return path
+
+
+OPTIONS = {
+    "spread": (["--shuffle-hosts"], 2 * DIFFERENT),
+    "limited": (["--limit", "15617", "--shuffle-hosts"], 15_617),
+    "each once": (["--dedupe", "file"], DIFFERENT),
+    "each once, spread": (["--dedupe", "file", "--shuffle-hosts"], DIFFERENT),
+}
+
+
+@pytest.mark.parametrize("seed", [8, *(pytest.param(seed, marks=chaos) for seed in range(30, 36))])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_feeder_with_options_that_is_killed_feeds_each_task_once(
+    name: str, seed: int, repeated: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    """A window is shorter in every run, so its position has to say what it was begun with."""
+    options, total = OPTIONS[name]
+    chance = random.Random(seed)
+    with connect(server.url, name="test") as client:
+        for number, target in enumerate(sorted(chance.sample(range(1, total), 2))):
+            window = {"DLCONSOLE_FEED__SHUFFLE_WINDOW": str(4000 - 1000 * number)}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(*window.popitem())
+                feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
+            assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+            feeder.kill()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
+        found = Counter(client.lrange(KEYS.task, 0, -1))
+    assert found.total() == total
+    assert max(found.values()) == (1 if total == DIFFERENT else 2)
+    assert len(found) == DIFFERENT or name == "limited"
+
+
+@pytest.mark.parametrize("lost_bytes", [0, 150_000], ids=["killed", "and Redis lost its last second"])
+@pytest.mark.parametrize("seed", [9, *(pytest.param(seed, marks=chaos) for seed in range(40, 46))])
+def test_with_a_bloom_filter_no_kill_makes_a_task_vanish(
+    seed: int, lost_bytes: int, repeated: Path, server: PrivateRedis, tmp_path: Path
+) -> None:
+    """Whether it errs is not the question: it is made for far more, so that it hardly does."""
+    options, chance = ["--dedupe", "bloom", "--shuffle-hosts"], random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch, connect(server.url, name="test") as client:
+        patch.setenv("DLCONSOLE_STATE_DIR", str(tmp_path / "state"))
+        patch.setenv("DLCONSOLE_FEED__BLOOM_ITEMS", "1000000")
+        patch.setenv("DLCONSOLE_FEED__BLOOM_ERROR", "0.0000001")
+        patch.setenv("DLCONSOLE_FEED__SHUFFLE_WINDOW", "3000")
+        for target in sorted(chance.sample(range(1000, DIFFERENT), 2)):
+            feeder = Feeder(server.url, repeated, tmp_path, block=100, options=options)
+            assert feeder.runs_until(lambda target=target: client.llen(KEYS.task) >= target), feeder.end()
+            feeder.kill()
+            if lost_bytes:
+                server.kill()
+                left = aof(server).stat().st_size - chance.randrange(1, lost_bytes)
+                os.truncate(aof(server), max(0, left))
+                server.restart()
+        Feeder(server.url, repeated, tmp_path, block=100, options=options).end()
+        found = Counter(client.lrange(KEYS.task, 0, -1))
+    assert len(found) == DIFFERENT
+    assert found.total() < DIFFERENT * 1.5
 
 
 class Wire:

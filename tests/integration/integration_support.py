@@ -17,7 +17,7 @@ import redis
 
 from dlconsole import log
 from dlconsole.demo.web import SimulatedWeb, WebConfig
-from dlconsole.model import LedgerLine
+from dlconsole.model import Failure, LedgerLine
 from dlconsole.services.keys import Keys
 from dlconsole.settings import Settings
 from dlconsole.workers.downloader import Downloader
@@ -68,17 +68,21 @@ def errors_of(client: redis.Redis) -> list[dict[str, Any]]:
 
 
 class Hosts:
-    """Those of `parked` are not to be asked; keeps who `answered` with a redirect."""
+    """Those of `parked` are not to be asked; keeps who `answered`, and who `refused`, in what is in no result."""
 
     def __init__(self, parked: Collection[str] = ()) -> None:
         self.parked = parked
         self.answered: list[str] = []
+        self.refused: list[str] = []
 
     def is_parked(self, host: str) -> bool:
         return host in self.parked
 
     def has_answered(self, host: str) -> None:
         self.answered.append(host)
+
+    def has_refused(self, host: str, _answer: Failure) -> None:
+        self.refused.append(host)
 
 
 def fence(client: redis.Redis) -> None:

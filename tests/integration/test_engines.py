@@ -27,8 +27,9 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.fetch.curl import CurlEngine
 from dlconsole.workers.fetch.engine import Buffers, Engine, Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.fetch import Fetch, RobotsFetch
 from dlconsole.workers.fetch.requests_engine import RequestsEngine
-from dlconsole.workers.fetch.urls import target_of
+from dlconsole.workers.fetch.urls import Target, origin_of, target_of
 from dlconsole.workers.images import is_whole, sniff
 
 PICTURE = make_pictures(1, count=1)[0].body
@@ -564,7 +565,8 @@ def test_a_proxys_answer_without_end_is_a_connection_that_failed(
     engine = make(proxy=f"http://127.0.0.1:{listen(serve)}", connect_timeout_s=30)
     started = time.monotonic()
     (outcome,) = fetch(engine, "https://a.example/x")
-    assert kind_of(outcome) is FailureKind.CONNECT
+    assert isinstance(outcome, Failure) and outcome.kind is FailureKind.CONNECT
+    assert outcome.message == "more than 65536 bytes of headers"
     assert time.monotonic() - started < 20
 
 
@@ -688,6 +690,23 @@ def test_a_fault_of_ours_ends_one_fetch_and_is_told(engine_name: str, serve: Cal
     assert all("ZeroDivisionError('no such thing')" in failure.message for failure in failures)
     assert [type(error) for error, _ in told] == [ZeroDivisionError] * 6
     assert {url for _, url in told} == {large, "http://localhost/y"}
+
+
+def test_a_robots_txt_that_could_not_be_begun_leaves_its_slot_to_pictures(
+    serve: Callable[..., Counting],
+) -> None:
+    engine: CurlEngine[int] = CurlEngine(FetchSettings.model_validate(BASE), DnsSettings(), 1)
+    try:
+        page = target_of(serve(body=b"<html>" * 100).url)
+        assert page is not None
+        text = RobotsFetch(origin_of(page), Fetch(0, page, 30), 30)
+        text.target = Target("http://ü/", "ü", 80)  # in no list: libcurl takes ASCII
+        refused = engine._begin(text)
+        assert refused is not None and refused.kind is FailureKind.BAD_TASK
+        (outcome,) = fetch(engine, page.url)
+        assert isinstance(outcome, Failure) and outcome.kind is FailureKind.NOT_IMAGE
+    finally:
+        engine.close()
 
 
 def test_what_was_not_answered_is_in_no_statistics(make: Maker, serve: Callable[..., Counting]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count as numbers, pairwise
 from pathlib import Path
 from typing import Any
@@ -248,6 +251,31 @@ def test_whoever_goes_on_inside_a_window_goes_on_exactly_whatever_its_options(
     assert sum(report.bad + report.blank for report in reports) == 20
 
 
+def test_a_stream_that_is_stopped_ends_behind_a_window(
+    made: Callable[..., Settings], redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Inside one there is no line to go on from."""
+    os.mkfifo(tmp_path / "pipe")
+    lines = urls(0, 3000)
+    content = "".join(f"{line}\n" for line in lines)
+    skip = 0
+    for stop in (stop_after(2), lambda _report: True):
+        writer = threading.Thread(target=written_to, args=(tmp_path / "pipe", content))
+        writer.start()
+        settings = made(shuffle_hosts=True, shuffle_window=500)
+        report = feeder.feed(tmp_path / "pipe", settings, skip=skip, on_progress=stop)
+        writer.join()
+        skip = report.lines
+        assert report.inside == 0 and sorted(queued(redis_client)) == lines[:skip]
+    assert skip == 3000
+
+
+def written_to(path: Path, content: str) -> None:
+    """Whether its reader wants all of it or not."""
+    with suppress(BrokenPipeError):
+        path.write_text(content)
+
+
 def test_a_position_of_an_older_version_is_gone_on_from(
     made: Callable[..., Settings], redis_client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -403,6 +431,9 @@ def test_across_lists_and_runs_each_url_is_fed_once(
     assert captured.err.count("would be taken for duplicates") == 4  # before and after
     assert f"about {len(set(lines)):,} URLs of at most 100,000,000, 171 MiB" in captured.err
     assert main(["feed", str(a), *words, "--again"]) == 2
+    bloom = open_bloom(Settings(dataset="ds", redis=redis_url), lambda _text: None)
+    assert not bloom._frontiers[:, 0].any()  # both lists are on the server's disk
+    bloom.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_hosts": True, "shuffle_window": 700}])

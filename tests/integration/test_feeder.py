@@ -701,3 +701,14 @@ def test_every_real_url_is_fed(settings: Settings, redis_client: redis.Redis, sh
     lines = (shared_data / "urls/laion-10k.txt").read_text("utf-8").split("\n")
     assert (report.fed, report.bad, report.not_http) == (10_000, 0, 1)
     assert queued(redis_client) == [legacy_item(line) for line in lines if line]
+
+
+def test_names_of_lists_and_columns_cannot_steer_the_terminal(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "e\x1b[31mvil\n.csv"
+    path.write_text("url,a\x1b[1mb\nhttp://a.example/1,x\n,y\n")
+    assert main(["feed", str(path), "--redis", redis_url, "--dataset", "ds"]) == 0
+    assert main(["feed", str(path) + "?", "--redis", redis_url, "--dataset", "ds"]) != 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said and "e\\x1b[31mvil\\n.csv: fed 1 tasks" in said

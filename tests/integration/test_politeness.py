@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
 from dns_server import NameServer, Reply as Named
 from host_web import Host, HostWeb, Reply
-from integration_support import KEYS, Running, changed, errors_of, fence, stored_files, task, until
+from integration_support import KEYS, Hosts, Running, changed, errors_of, fence, stored_files, task, until
 
 from dlconsole import log
 from dlconsole.errors import RedisUnusable
@@ -24,7 +25,11 @@ from dlconsole.services import parked
 from dlconsole.services.connection import connect
 from dlconsole.services.private_redis import PrivateRedis
 from dlconsole.services.scripts import script
-from dlconsole.settings import Settings
+from dlconsole.settings import DnsSettings, FetchSettings, Settings
+from dlconsole.workers.fetch.curl import CurlEngine
+from dlconsole.workers.fetch.engine import Engine
+from dlconsole.workers.fetch.requests_engine import RequestsEngine
+from dlconsole.workers.fetch.urls import target_of
 from dlconsole.workers.shared_parks import SharedParks
 
 
@@ -393,6 +398,84 @@ def test_a_host_that_never_answers_otherwise_does_not_keep_its_tasks_for_ever(
     assert stored(redis_client) == 20
     assert {error["status"] for error in errors_of(redis_client)} == {503}
     assert_all_accounted(redis_client)
+
+
+def test_a_host_that_redirects_to_itself_and_then_refuses_is_given_up(
+    polite: Settings, redis_client: redis.Redis
+) -> None:
+    """As sites do that lead from http to https, or from a name to a path."""
+    polite = changed(polite, "fetch", per_host=1, park_s=0.05)
+    polite = changed(polite, "retry", max_attempts=2, base_s=0.01, max_s=0.1)
+
+    def answer(path: str) -> Reply:
+        return Reply(302, (("Location", f"/to{path}"),)) if path.startswith("/p") else Reply(429)
+
+    with HostWeb(Host(answer)) as web:
+        feed(redis_client, tasks_of(web.hosts[0], 40))
+        worker = Running(polite, until_empty=True)
+        worker.thread.join(20)
+        assert worker.outcome is True
+    assert len(errors_of(redis_client)) == 40
+    assert_all_accounted(redis_client)
+
+
+CHAINS = {
+    "200": "",
+    "a/200": "",
+    "a/429": "",
+    "b/200": "a",
+    "b/429": "a",
+    "b/a/429": "b",
+    "b/c/b/429": "ac",
+    "b/c/200": "ab",
+    "a/a/b/200": "a",
+    "ftp": "a",
+    "b/ftp": "ba",
+    "a/ftp": "a",
+    "a/a/a/a/a/a/200": "a",
+    "a/cut": "",
+    "parka/200": "",
+    "b/parka/200": "b",
+    "parkc/200": "a",
+}
+"""Where `a` leads to, hop by hop → which hosts are told to have answered beside what the result says."""
+
+
+@ON_EACH_ENGINE
+def test_a_redirect_forgives_unless_its_host_has_the_last_word(engine: str) -> None:
+    """A host that redirects and then refuses has refused, also where others stand between."""
+    hosts = Hosts(parked := set())
+
+    def answer(path: str) -> Reply:
+        here, _, onward = path[1:].partition("/")
+        if here.startswith("park"):
+            here = here[4:]
+            parked.add(f"127.0.1.{'abc'.index(here) + 1}")
+        if here in origins:
+            return Reply(302, (("Location", f"{origins[here]}/{onward}"),))
+        if here == "ftp":
+            return Reply(302, (("Location", "ftp://x/"),))
+        if here == "cut":
+            raise ConnectionError  # the connection ends without an answer
+        return Reply(int(here))
+
+    engines: dict[str, Callable[..., Engine[int]]] = {"curl": CurlEngine, "requests": RequestsEngine}
+    settings = FetchSettings(allow_networks=("127.0.0.0/8",))
+    found = {}
+    with (
+        HostWeb(*(Host(answer) for _ in "abc")) as web,
+        closing(engines[engine](settings, DnsSettings(), 4, hosts)) as one,
+    ):
+        origins = dict(zip("abc", (host.origin for host in web.hosts), strict=True))
+        for chain in CHAINS:
+            target = target_of(f"{origins['a']}/{chain}")
+            assert target is not None
+            one.start(0, target)
+            until(lambda: one.poll(0.1))
+            found[chain] = "".join("abc"[int(host[-1]) - 1] for host in hosts.answered)
+            hosts.answered.clear()
+            parked.clear()
+    assert found == CHAINS
 
 
 def test_put_off_tasks_that_find_the_delayed_set_full_stay_in_the_queue(

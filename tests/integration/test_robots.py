@@ -21,7 +21,7 @@ from dlconsole.model import Failure, FailureKind
 from dlconsole.services.scripts import script
 from dlconsole.settings import DnsSettings, FetchSettings, Settings
 from dlconsole.workers.fetch.curl import CurlEngine
-from dlconsole.workers.fetch.engine import Engine, Fetched, Result, TurnedAway
+from dlconsole.workers.fetch.engine import IN_MEMORY, Buffers, Engine, Fetched, Result, TurnedAway
 from dlconsole.workers.fetch.requests_engine import RequestsEngine
 from dlconsole.workers.fetch.urls import ROBOTS_TXT_BYTES, target_of
 
@@ -630,10 +630,17 @@ def test_two_thousand_sites_are_asked_side_by_side(
 def make(engine_name: str) -> Iterator[Callable[..., Engine[int]]]:
     opened: list[Engine[int]] = []
 
-    def start(parked: Collection[str] = (), resolver: str = "127.0.0.1:1") -> Engine[int]:
-        settings = FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=60, robots=True)
+    def start(
+        parked: Collection[str] | Hosts = (),
+        resolver: str = "127.0.0.1:1",
+        buffers: Buffers = IN_MEMORY,
+        **fetch: object,
+    ) -> Engine[int]:
+        base = {"allow_networks": ["127.0.0.0/8"], "deadline_s": 60, "robots": True}
+        settings = FetchSettings.model_validate(base | fetch)
         dns = DnsSettings.model_validate({"resolvers": resolver, "timeout_s": 60})
-        opened.append(ENGINES[engine_name](settings, dns, 4, Hosts(parked)))
+        hosts = parked if isinstance(parked, Hosts) else Hosts(parked)
+        opened.append(ENGINES[engine_name](settings, dns, 4, hosts, buffers))
         return opened[-1]
 
     yield start
@@ -724,3 +731,134 @@ def test_an_origin_at_a_refused_address_or_without_a_name_is_not_asked(
     assert [outcome.kind for outcome in outcomes if isinstance(outcome, Failure)] == [
         FailureKind.BLOCKED_ADDRESS, FailureKind.DNS, FailureKind.CONNECT,
     ]  # fmt: skip
+
+
+def test_five_redirects_of_a_robots_txt_are_followed_whatever_the_settings_say(
+    make: Callable[..., Engine[int]],
+) -> None:
+    """RFC 9309, 2.3.1.2: else what it forbids would be fetched."""
+    onward = dict(itertools.pairwise([ROBOTS, *(f"/r{i}" for i in range(5))]))
+
+    def answer(path: str) -> Reply:
+        return status(301, ("Location", onward[path])) if path in onward else Reply(body=NOBODY)
+
+    with HostWeb(Host(answer), Host()) as web:
+        here, other = web.hosts
+        other.answer = lambda path: status(404) if path == ROBOTS else status(302, ("Location", "/x"))
+        engine = make(max_redirects=0)
+        begin(engine, f"{here.origin}/0", f"{other.origin}/1")
+        outcomes = [result.outcome for _, result in sorted(finish(engine, 2).items())]
+        assert [outcome.kind for outcome in outcomes if isinstance(outcome, Failure)] == [
+            FailureKind.OPT_OUT, FailureKind.REDIRECTS,
+        ]  # fmt: skip
+        assert here.paths == [ROBOTS, *onward.values()]
+
+
+def test_files_at_one_host_are_not_paced(make: Callable[..., Engine[int]]) -> None:
+    """What waits for them takes up room that the tasks of others need."""
+    with HostWeb(site(b""), *(Host() for _ in range(4))) as web:
+        there, *moved = web.hosts
+        for host in moved:
+            host.answer = lambda path: (
+                status(301, ("Location", f"{there.origin}/robots.txt")) if path == ROBOTS else Reply()
+            )
+        engine = make(per_host_per_s=0.2)
+        began = time.monotonic()
+        begin(engine, *(f"{host.origin}/0" for host in moved))
+        results = finish(engine, 4)
+        assert all(isinstance(result.outcome, Fetched) for result in results.values())
+        assert time.monotonic() - began < 10  # three pauses are 15 s
+
+
+class Unreadable:
+    """A file that is written, and whose reading brings a fault of ours to light."""
+
+    def __len__(self) -> int:
+        return 70_000
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Keep nothing."""
+
+    def read(self) -> bytes:
+        raise ZeroDivisionError
+
+
+def broken() -> Unreadable:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("new_spill", [Unreadable, broken])
+def test_a_fault_of_ours_in_a_robots_txt_ends_one_task(
+    new_spill: Callable[[], Unreadable], make: Callable[..., Engine[int]], gate: threading.Event
+) -> None:
+    """Those that wait with it ask again, and so does whoever comes later."""
+    bodies = itertools.chain([b"#" * 70_000] * 2, itertools.repeat(NOBODY))
+
+    def robots() -> Reply:
+        gate.wait(60)
+        return Reply(body=next(bodies))
+
+    with HostWeb(site(robots)) as web:
+        (host,) = web.hosts
+        engine = make(buffers=Buffers(65536, new_spill))
+        begin(engine, *(f"{host.origin}/{i}" for i in range(4)))
+        until(lambda: engine.poll(0.01) == [] and host.paths == [ROBOTS])
+        gate.set()
+        kinds = Counter(
+            result.outcome.kind
+            for result in finish(engine, 4).values()
+            if isinstance(result.outcome, Failure)
+        )
+        assert kinds == {FailureKind.CRASHED: 2, FailureKind.OPT_OUT: 2}
+        assert host.paths == [ROBOTS] * 3
+        assert (engine.running, engine.free) == (0, 4)
+
+
+def test_a_redirect_forgives_no_refusal_behind_it(make: Callable[..., Engine[int]]) -> None:
+    def answer(path: str) -> Reply:
+        if path == ROBOTS:
+            return status(301, ("Location", "/r"))
+        return status(429) if path == "/r" else Reply()
+
+    def lead(path: str) -> Reply:
+        if path == ROBOTS:
+            return status(301, ("Location", f"{web.hosts[2].origin}/r"))
+        return status(302, ("Location", "/no")) if path != "/no" else Reply()
+
+    rules = b"User-agent: *\nDisallow: /no\n"
+    with HostWeb(Host(answer), Host(lead), Host(lambda _path: Reply(body=rules))) as web:
+        hosts = Hosts()
+        engine = make(hosts)
+        begin(engine, f"{web.hosts[0].origin}/0")
+        assert finish(engine, 1)[0].outcome.status == 429
+        assert hosts.answered == []
+        begin(engine, f"{web.hosts[1].origin}/0")
+        assert finish(engine, 1)[0].outcome.kind is FailureKind.OPT_OUT
+        # Of its robots.txt, where that lies, and of the picture that leads to what may not be asked for.
+        assert hosts.answered == ["127.0.1.2", "127.0.1.3", "127.0.1.2"]
+
+
+def test_a_refusal_parks_its_host_also_where_nobody_waits_any_more(
+    heeding: Settings, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    def robots() -> Reply:
+        gate.wait(60)
+        return status(429, ("Retry-After", "60"))
+
+    with HostWeb(site(robots)) as web:
+        feed(redis_client, f"{web.hosts[0].origin}/0")
+        worker = Running(heeding)
+        until(lambda: web.hosts[0].paths == [ROBOTS])
+        well, worker.downloader._guard._disk = worker.downloader._guard._disk, Unwell()  # type: ignore[assignment]
+        until(lambda: redis_client.llen(KEYS.task) == 1)
+        gate.set()
+        until(lambda: redis_client.zrange(KEYS.parked, 0, -1) == [b"127.0.1.1"])
+        worker.downloader._guard._disk = well
+        until(lambda: redis_client.zcard(KEYS.delayed) == 1)
+        assert worker.stop() is True
+        assert web.hosts[0].paths == [ROBOTS]
+
+
+class Unwell:
+    def look(self, _usage: object) -> str:
+        return "too full for this test"

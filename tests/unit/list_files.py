@@ -9,10 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
-
 from dlconsole.services.manifests import BadRow, Block, Limits, Reading, Row, open_list
 
 Rows = list[dict[str, str]]
@@ -49,14 +45,24 @@ def packed(data: bytes, packing: str) -> bytes:
     if packing == "gz":
         return gzip.compress(data[:half], 1) + gzip.compress(data[half:], 1)
     if packing == "zst":
+        import zstandard
+
         compressor = zstandard.ZstdCompressor()
         return compressor.compress(data[:half]) + compressor.compress(data[half:])
     return data
 
 
-def write_parquet(path: Path, rows: Rows, *, row_group: int = 3) -> None:
-    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in NAMES})
-    pq.write_table(table, path, row_group_size=row_group)
+def write_parquet(path: Path, columns: dict[str, Any], *, row_group: int = 3) -> Path:
+    """A Parquet file of these columns, whose values are lists or Arrow arrays."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path, row_group_size=row_group)
+    return path
+
+
+def by_column(rows: Rows) -> dict[str, list[str]]:
+    return {name: [row[name] for row in rows] for name in NAMES}
 
 
 def blocks_of(

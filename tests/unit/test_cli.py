@@ -46,7 +46,7 @@ def test_every_command_takes_the_common_options_and_explains_itself(command: str
     assert module.__doc__.splitlines()[0] in out
 
 
-WORKER_SECTIONS = ("worker", "fetch", "dns", "retry", "guard")
+WORKER_SECTIONS = ("worker", "fetch", "dns", "retry", "ledger", "guard")
 
 
 @pytest.mark.parametrize("section", WORKER_SECTIONS)
@@ -63,6 +63,28 @@ def test_the_help_of_the_worker_explains_every_setting_that_it_obeys(section: st
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
             found = re.findall(r"\(([^()]*)\)", help_text.partition(f" {section}.")[0])
             assert any(amount(name, text) == field.default for text in found), (key, found)
+        elif isinstance(field.default, str) and key in flags:
+            assert f"({field.default or 'none'})" in help_text, key
+
+
+@pytest.mark.parametrize(
+    ("setting", "facts"),
+    [
+        ("fetch.per_host", ["at once", "redirects included", "each process", "robots.txt"]),
+        ("fetch.per_host_per_s", ["a second", "redirects included", "each process", "robots.txt"]),
+        ("fetch.park_s", ["429", "503", "fleet", "doubled up to retry.max_s", "given up", "attempts"]),
+        ("fetch.max_redirects", ["redirects", "each checked"]),
+        ("fetch.max_bytes", ["whatever its length is said to be", "nothing is unpacked"]),
+        ("fetch.max_header_bytes", ["trailers included"]),
+        ("fetch.proxy", ["not the environment's"]),
+    ],
+)
+def test_the_help_of_the_worker_says_what_counts_for_a_limit_and_what_follows(
+    setting: str, facts: list[str]
+) -> None:
+    parser, _ = cli._parser_for(["--worker"])
+    (help_text,) = (action.help or "" for action in parser._actions if action.dest == setting)
+    assert [fact for fact in facts if fact not in help_text] == []
 
 
 def amount(name: str, text: str) -> float | None:

@@ -131,3 +131,5 @@ def test_every_row_of_a_table_stands_under_its_heading(path: Path) -> None:
 def test_the_page_of_settings_is_made_from_the_model() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "settings_doc.py"))["page"]()
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == made, "run: python scripts/settings_doc.py"
+    tables = made[made.index("| key |") :]
+    assert [line for line in tables.splitlines() if ("|" in line) != line.startswith("|")] == []

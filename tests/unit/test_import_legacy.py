@@ -270,8 +270,7 @@ def test_a_value_that_has_no_place_gets_a_reason_and_the_default_stays(
     name = line.partition(" ")[0]
     assert name in made.reasons
     assert f"{name}" in legacy_toml.as_toml(made)
-    layouts = dict(flat(Settings())).keys() & LAYOUTS.keys()
-    assert set(made.values) == layouts
+    assert made.values.keys() == LAYOUTS.keys()
     loaded(made, tmp_path)
 
 
@@ -421,15 +420,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b"a = 1\n\n\nb = '\xff'\n", "UTF-8"),
     "late not UTF-8": (b"a = 1\n" * 10 + b"b = '\xff'\n", "line 11: is not utf-8"),
     "no such encoding": (b"# coding: nonsense\n", "save it as UTF-8"),
-    "an encoding that takes hours": (b"# coding: punycode\n" + b"a" * 200_000, "is in 'punycode'"),
+    "an encoding that takes hours": (b"# coding: punycode\n" + b"a" * 50_000, "is in 'punycode'"),
     "zero bytes": (b"a = 1\0\n", "not Python 3"),
-    "brackets": (b"a = " + b"(" * 100_000, ""),
+    "brackets": (b"a = " + b"(" * 50_000, ""),
     "balanced brackets": (b"a = " + b"[" * 2000 + b"]" * 2000, "nested"),
     "signs": (b"a = " + b"-" * 4500 + b"1\n", "nested too deep"),
-    "a sum": (b"a = 1" + b"+1" * 100_000 + b"\n", "line 1: a statement of more than 5000 words"),
-    "attributes": (b"a = b" + b".c" * 100_000 + b"\n", "a statement of more than"),
+    "a sum": (b"a = 1" + b"+1" * 25_000 + b"\n", "line 1: a statement of more than 5000 words"),
+    "attributes": (b"a = b" + b".c" * 25_000 + b"\n", "a statement of more than"),
     "a short sum": (b"a = 1" + b"+1" * 2400 + b"\n", "nested too deep"),
-    "digits": (b"a = " + b"9" * 100_000 + b"\n", "not Python 3"),
+    "digits": (b"a = " + b"9" * 50_000 + b"\n", "not Python 3"),
     "blocks": (b"".join(b" " * n + b"if 1:\n" for n in range(200)), "not Python 3"),
 }
 
@@ -451,7 +450,7 @@ def test_what_is_no_small_file_is_refused_without_being_read(tmp_path: Path) -> 
     large = tmp_path / "large.py"
     with large.open("wb") as file:
         file.truncate(100 * 2**20)
-    assert "has 100 MiB, more than 256 KiB" in refusal(large)
+    assert "has 100 MiB, more than 64.0 KiB" in refusal(large)
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
         assert "is no file" in refusal(path)

@@ -76,3 +76,13 @@ def test_the_package_runs_as_a_module() -> None:
     words = [sys.executable, "-m", "dlconsole", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: dlconsole [COMMAND]")
+
+
+def test_a_feeder_of_plain_text_loads_nothing_that_only_other_lists_need() -> None:
+    code = "import pathlib, tempfile\nfrom dlconsole.services import feed_run, feeder\n"
+    code += "from dlconsole.settings import Settings\n"
+    code += "path = pathlib.Path(tempfile.mkdtemp(), 'urls.txt')\npath.write_text('http://a.example/')\n"
+    code += "assert feeder.count(path, Settings()).tasks == 1\npath.unlink()\npath.parent.rmdir()"
+    loaded = loaded_by(code)
+    assert "redis" in loaded
+    assert loaded.isdisjoint({"pyarrow", "zstandard", "requests", "numpy"})

@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> Path:
             started_ms=1_700_000_001_000,
             ended_ms=1_700_000_002_000,
         ),
-        b"half a li",
+        b"half a \x1b[2Jli",
     ]
     store = ledger(tmp_path / "store", {"web-1.jsonl": lines})
     with (store / "pets" / "ledger" / "web-1.jsonl").open("ab") as file:
@@ -90,7 +90,7 @@ def test_stats_count_each_task_once_and_say_what_was_left_out(run: Run, store: P
     assert err.splitlines() == [
         f"dlconsole: {path}: the last line is unfinished (still being written, or cut off); dropped",
         "dlconsole: warning: 1 line is no ledger's, and left out:",
-        f"dlconsole:   {path} line 5: no JSON object: half a li",
+        f"dlconsole:   {path} line 5: no JSON object: half a ·[2Jli",
     ]
 
 

@@ -101,12 +101,14 @@ def test_the_later_file_then_the_later_line_decides_between_lines_of_one_time(tm
 
 
 def test_several_stores_are_one_ledger_whatever_their_order(tmp_path: Path) -> None:
-    first = ledger(tmp_path / "a", {"z.jsonl": [line(ended_ms=1, url="old"), line(f"{LIST}-2")]})
-    second = ledger(tmp_path / "b", {"a.jsonl": [line(ended_ms=2, url="new"), line(f"{LIST}-3")]})
-    for stores in ([first, second], [second, first]):
-        lines, _ = merged(find(stores, "pets"))
+    both = {"ended_ms": 5}
+    first = [line(ended_ms=1, url="old"), line(f"{LIST}-2", **both, url="z")]
+    second = [line(ended_ms=2, url="new"), line(f"{LIST}-2", **both, url="a"), line(f"{LIST}-3", url="only")]
+    stores = [ledger(tmp_path / "a", {"z.jsonl": first}), ledger(tmp_path / "b", {"a.jsonl": second})]
+    for named in (stores, stores[::-1]):
+        lines, _ = merged(find(named, "pets"))
         assert keys_of(lines) == [f"{LIST}-{row}" for row in (1, 2, 3)]
-        assert json.loads(lines[0])["url"] == "new"
+        assert [json.loads(one)["url"] for one in lines] == ["new", "z", "only"]
 
 
 def test_a_store_that_is_named_twice_counts_once(tmp_path: Path) -> None:

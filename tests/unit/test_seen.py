@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from dlconsole.errors import FeedError
+from dlconsole.services.feed_choice import Choice
+from dlconsole.services.feed_report import Position
+from dlconsole.services.feed_windows import OpenWindow
 from dlconsole.services.items import Tally, TaskWriter
 from dlconsole.services.seen import Digests, SeenInList, digests_of
 from dlconsole.settings import Settings
@@ -40,6 +43,16 @@ def test_what_was_not_pushed_is_new_once_more(seen: SeenInList) -> None:
     seen.forget(digests(2, 3))
     seen.learn(digests(3))
     assert seen.first_ones(digests(1, 2, 3, 2, 4), 0).tolist() == [False, True, False, False, True]
+
+
+def test_what_a_limit_cuts_off_is_not_seen(seen: SeenInList) -> None:
+    urls = [b"http://a.example/%d" % (i % 30) for i in range(60)]
+    items = TaskWriter(Settings()).tasks(urls, Tally())
+    nowhere = Position("list")
+    first = Choice(10, seen).of(OpenWindow(nowhere, nowhere, items), 2000, 3)
+    assert (first.items, first.taken) == (items[:7], 7)
+    rest = Choice(None, seen).of(OpenWindow(nowhere, nowhere, items, taken=7), 2000, 10)
+    assert (rest.items, rest.taken) == (items[7:30], 53)
 
 
 def test_nothing_is_left_in_the_folder_and_a_reset_forgets_all(seen: SeenInList, tmp_path: Path) -> None:

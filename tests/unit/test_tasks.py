@@ -91,11 +91,30 @@ def test_a_caption_of_many_brackets_is_not_deep() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"x", b"[]", b"null", b"\xff", b'{"img_url": "u"}', b'{"img_path": 1, "img_url": "u"}']
+    "raw",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"img_url": "u"}',
+        b'{"img_path": 1, "img_url": "u"}',
+        b'{"img_path": "/a", "img_url": "u\\ud83d"}',
+        b'{"img_path": "/a\xff", "img_url": "u"}',
+        b'{"img_path": "/a", "img_url": [NaN]}',
+    ],
 )
 def test_what_is_no_task_has_a_key_of_its_own(raw: bytes) -> None:
     assert decode_task(raw) is None
     assert key_of(left_of(raw)) == hashlib.sha256(raw).hexdigest()[:32]
+
+
+@pytest.mark.parametrize("more", [b"1", b"NaN"])
+def test_a_path_that_is_nested_deeply_is_none(more: bytes) -> None:
+    """Other values are taken for text then."""
+    raw = b'{"n": %s, "img_url": "u", "img_path": ' % more + b"[" * 600 + b"]" * 600 + b"}"
+    assert decode_task(raw) is None and left_of(raw).img_path == ""
 
 
 def test_of_what_is_no_task_all_that_can_be_read_is_kept() -> None:

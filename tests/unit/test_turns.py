@@ -320,6 +320,21 @@ def test_turns_beside_others_keep_what_those_learnt_of_a_host() -> None:
     assert started(beside) == ["a2", "a3"]
 
 
+def test_an_answer_lets_what_waits_beside_start_at_once() -> None:
+    turns: HostTurns[str] = HostTurns(4)
+    beside: HostTurns[str] = HostTurns(4, beside=turns)
+    turns.refused("a")
+    assert [beside.take("a", f"a{i}") for i in range(4)] == [True, False, False, False]
+    assert started(beside) == []
+    turns.answered("a")
+    assert started(beside) == ["a1"]
+    turns.pause("a")
+    beside.done("a")
+    assert started(beside) == []
+    turns.failed("a")
+    assert started(beside) == ["a2"]
+
+
 def test_cleared_it_begins_anew() -> None:
     turns: HostTurns[str] = HostTurns(1)
     turns.take("a", "a0")

@@ -116,3 +116,8 @@ def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
 
 def test_counts_are_grouped_by_thousands() -> None:
     assert units.format_count(1_234_567) == "1,234,567"
+
+
+def test_text_of_unknown_origin_cannot_steer_a_terminal() -> None:
+    assert units.printable("plain, 图 and 🐱") == "plain, 图 and 🐱"
+    assert units.printable("a\x1b[31mb\nc\udcff\x9b") == "a\\x1b[31mb\\nc\\udcff\\x9b"

@@ -70,6 +70,9 @@ def test_what_is_no_http_url_is_none(url: str) -> None:
         ("http://127.1/x", "http://127.0.0.1/x", "127.0.0.1"),
         ("http://0x7f.1:81/x", "http://127.0.0.1:81/x", "127.0.0.1"),
         ("http://[0:0:0::1]/x", "http://[0:0:0::1]/x", "::1"),
+        ("http://[::ffff:8.8.4.4]/x", "http://8.8.4.4/x", "8.8.4.4"),
+        ("http://u:p@[::FFFF:0808:0404]:81/x?[::1]", "http://u:p@8.8.4.4:81/x?[::1]", "8.8.4.4"),
+        ("http://[::8.8.4.4]/x", "http://[::8.8.4.4]/x", "::808:404"),
     ],
 )
 def test_one_host_has_one_name(given: str, url: str, host: str) -> None:

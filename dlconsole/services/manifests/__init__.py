@@ -10,7 +10,7 @@ from dlconsole.services.manifests.places import (
     lists_below,
     total_bytes,
 )
-from dlconsole.services.manifests.rows import BadRow, Block, Header, Row, Stopped
+from dlconsole.services.manifests.rows import BadRow, Block, Header, Row, Stopped, Table
 
 __all__ = [
     "BadRow",
@@ -22,6 +22,7 @@ __all__ = [
     "Remote",
     "Row",
     "Stopped",
+    "Table",
     "UrlList",
     "expand",
     "format_of",

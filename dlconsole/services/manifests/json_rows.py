@@ -10,12 +10,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
-from dlconsole.services.manifests.lines import BOM, line_blocks
+from dlconsole.services.manifests.lines import line_blocks
 from dlconsole.services.manifests.rows import (
     CHUNK_BYTES,
     SAMPLE_ROWS,
@@ -24,6 +25,8 @@ from dlconsole.services.manifests.rows import (
     Header,
     Idle,
     Row,
+    Stopped,
+    Unreadable,
     shown_text,
     too_long,
 )
@@ -34,46 +37,91 @@ _LENIENT: Final = json.JSONDecoder(strict=False)
 _BETWEEN: Final = re.compile(r"[\s,\[\]\ufeff]*")
 _TURNS: Final = re.compile(r'["\\{}\[\]]')
 _ESCAPED_BYTE: Final = re.compile("[\udc80-\udcff]")
-_CUT: Final = "the array has no end: the list is cut off"
 _NO_OBJECT: Final = "no JSON object"
 _NEAR_END: Final = 16
 """An error of the reader so close to the end of what is there may only be for want of more."""
 _SHOWN_CHARS: Final = 64 * 1024
+_HELD_BYTES: Final = 16 << 20
+"""Most of what is kept of the bad rows in front of the first good one."""
 
 
 def _as_row(value: Any) -> Row:
     return value if isinstance(value, dict) else BadRow(_NO_OBJECT, value)
 
 
-def _header(rows: list[Row]) -> Header:
-    sample = [row for row in rows if isinstance(row, dict)]
-    names = dict.fromkeys(name for row in sample for name in row)
-    return Header(tuple(names), sample, open_ended=True)
-
-
-class JsonLines:
-    """A list in jsonl: one object a line."""
+class _JsonReader(ABC):
+    """What both have: the columns are those of the first rows that are objects, wherever these begin."""
 
     def __init__(self, text: Text, *, max_row_bytes: int) -> None:
         self._text = text
         self._max_row_bytes = max_row_bytes
         self._header: Header | None = None
+        self._held: list[Block] = []
+        """What was read for the header, of which a stream gives nothing twice."""
+        self._behind: Iterator[Block] | None = None
+        """The blocks behind those."""
 
     def header(self, idle: Idle) -> Header:
-        """See RowReader."""
+        """See RowReader. Reads on where the first rows are none, or too long."""
         if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=self._sample)
-            self._header = _header(self._sample(head, is_all=is_all))
+            self._header = self._read_header(idle)
         return self._header
-
-    def _sample(self, head: bytes, *, is_all: bool = False) -> list[Row]:
-        lines = head.removeprefix(BOM).split(b"\n")
-        if not is_all:
-            lines.pop()
-        return [row for row in map(self._row, lines[:SAMPLE_ROWS]) if isinstance(row, dict)]
 
     def blocks(self, at: int, most: int, idle: Idle, _names: frozenset[str] | None) -> Iterator[Block]:
         """See RowReader."""
+        held, behind = self._held, self._behind
+        self._held, self._behind = [], None
+        if at == 0 and behind is not None:
+            yield from held
+            yield from behind
+        else:
+            yield from self._read(at, most, idle)
+
+    @abstractmethod
+    def _read(self, at: int, most: int, idle: Idle) -> Iterator[Block]:
+        """As `blocks`."""
+
+    def _read_header(self, idle: Idle) -> Header:
+        sample: list[dict[str, Any]] = []
+        fault, size = "", 0
+        blocks = self._behind = self._read(0, SAMPLE_ROWS, idle)
+        try:
+            for block in blocks:
+                if not idle():
+                    raise Stopped
+                if self._behind is not None:
+                    self._held.append(block)
+                    size += sum(_size(str(row.data)) for row in block.rows if isinstance(row, BadRow))
+                sample += [dict(row) for row in block.rows if isinstance(row, dict)]
+                if sample and (
+                    self._text.is_stream or len(sample) >= SAMPLE_ROWS or block.end >= CHUNK_BYTES
+                ):
+                    break
+                fault = fault or next((row.why for row in block.rows if isinstance(row, BadRow)), "")
+                if size > _HELD_BYTES:
+                    self._hold_no_more(fault)
+        except Unreadable as error:
+            if not sample:
+                raise
+            self._behind = _ended_by(error)  # said when what comes before it is read
+        names = dict.fromkeys(name for row in sample for name in row)
+        return Header(tuple(names), sample, open_ended=True, fault="" if sample else fault)
+
+    def _hold_no_more(self, fault: str) -> None:
+        if self._text.is_stream:
+            raise Unreadable(f"begins with {_HELD_BYTES >> 20} MiB and more without a row ({fault})")
+        self._held, self._behind = [], None  # they will be read once more
+
+
+def _ended_by(error: Unreadable) -> Iterator[Block]:
+    yield from ()
+    raise error
+
+
+class JsonLines(_JsonReader):
+    """A list in jsonl: one object a line."""
+
+    def _read(self, at: int, most: int, idle: Idle) -> Iterator[Block]:
         self._text.seek(at, idle)
         for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes):
             rows = [self._row(line) for line in block.lines]
@@ -97,35 +145,12 @@ class JsonLines:
             return BadRow("no JSON", line.decode())
 
 
-class JsonRows:
+class JsonRows(_JsonReader):
     """A list in json: an array of objects, or objects one after the other."""
 
-    def __init__(self, text: Text, *, max_row_bytes: int) -> None:
-        self._text = text
-        self._max_row_bytes = max_row_bytes
-        self._header: Header | None = None
-        self._is_array = False
-
-    def header(self, idle: Idle) -> Header:
-        """See RowReader."""
-        if self._header is None:
-            head, is_all = self._text.head(max(self._max_row_bytes, CHUNK_BYTES), idle, enough=self._sample)
-            self._is_array = head.removeprefix(BOM).lstrip().startswith(b"[")
-            self._header = _header(self._sample(head, is_all=is_all))
-        return self._header
-
-    def _sample(self, head: bytes, *, is_all: bool = False) -> list[Row]:
-        scan = _Scan(0, self._max_row_bytes, is_array=False)
-        scan.add(head)
-        if is_all:
-            scan.finish()
-        return [row for row in scan.take(SAMPLE_ROWS) if isinstance(row, dict)]
-
-    def blocks(self, at: int, most: int, idle: Idle, _names: frozenset[str] | None) -> Iterator[Block]:
-        """See RowReader."""
-        self.header(idle)
+    def _read(self, at: int, most: int, idle: Idle) -> Iterator[Block]:
         self._text.seek(at, idle)
-        scan = _Scan(at, self._max_row_bytes, is_array=self._is_array)
+        scan = _Scan(at, self._max_row_bytes)
         while True:
             while rows := scan.take(most):
                 yield Block([], scan.at, rows=rows)
@@ -141,7 +166,7 @@ class JsonRows:
 class _Scan:
     """Takes text, gives rows. `at` is the offset behind the last of them."""
 
-    def __init__(self, at: int, max_bytes: int, *, is_array: bool) -> None:
+    def __init__(self, at: int, max_bytes: int) -> None:
         self.at = at
         self.is_finished = False
         self._read_to = at
@@ -152,8 +177,6 @@ class _Scan:
         self._next = 0
         """Where in the buffer the text behind the last row begins."""
         self._has_bad_bytes = False
-        self._is_open = is_array
-        """Whether the end of an array is still to come."""
         self._skip: _Skip | None = None
 
     def add(self, data: bytes) -> None:
@@ -192,9 +215,9 @@ class _Scan:
         between = _BETWEEN.match(buffer, self._next)
         start = between.end() if between else self._next
         if start == len(buffer):
-            return self._nothing_left(buffer[self._next : start])
-        if "]" in buffer[self._next : start]:
-            self._is_open = False
+            if self.is_finished or start - self._next > self._max_bytes:
+                self._next = start
+            return None
         try:
             value, end = _LENIENT.raw_decode(buffer, start)
         except json.JSONDecodeError as error:
@@ -217,18 +240,6 @@ class _Scan:
             return BadRow("not UTF-8", shown_text(source))
         return _as_row(value)
 
-    def _nothing_left(self, between: str) -> Row:
-        """Behind the last row: at the end, an array must be closed there."""
-        if not self.is_finished:
-            if len(between) > self._max_bytes:
-                self._is_open = self._is_open and "]" not in between
-                self._next = len(self._buffer)
-            return None
-        self._next = len(self._buffer)
-        is_cut = self._is_open and "]" not in between
-        self._is_open = False
-        return BadRow(_CUT) if is_cut else None
-
     def _begin_skip(self, start: int, why: str) -> Row:
         if self._skip is None:
             self._skip = _Skip(why, self._buffer[start : start + _SHOWN_CHARS], self._buffer[start])
@@ -245,7 +256,6 @@ class _Scan:
             self._next = len(self._buffer)
             if not self.is_finished:
                 return None
-            self._is_open = False  # said with this row
         else:
             self._next = end
         self._skip = None

@@ -122,9 +122,7 @@ class UrlList:
     def _blocks(self, at: int, idle: Idle, names: frozenset[str] | None) -> Iterator[Block]:
         limits = self._limits
         if self.has_columns:
-            reader = self._opened_reader(idle)
-            if reader.header(idle).names:
-                yield from reader.blocks(at, limits.rows, idle, names)
+            yield from self._opened_reader(idle).blocks(at, limits.rows, idle, names)
             return
         if not self.is_stream:
             self._text.seek(at, idle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from dlconsole.services.manifests.rows import (
@@ -13,6 +13,7 @@ from dlconsole.services.manifests.rows import (
     Idle,
     Row,
     Stopped,
+    Table,
     Unreadable,
     unique,
 )
@@ -108,14 +109,14 @@ class ParquetRows:
         row_bytes: int = metadata.total_byte_size // max(1, metadata.num_rows)
         return max(1, min(most, _BLOCK_BYTES // max(1, row_bytes)))
 
-    def _rows(self, batch: Any, names: list[str] | tuple[str, ...]) -> list[Row]:
+    def _rows(self, batch: Any, names: list[str] | tuple[str, ...]) -> Sequence[Row]:
         columns, bad = [], False
         for column, name in zip(batch.columns, names, strict=True):
             values, has_bad = self._values(column, name)
             columns.append(values)
             bad = bad or has_bad
-        rows: list[Row] = [dict(zip(names, values, strict=False)) for values in zip(*columns, strict=False)]
-        return list(map(_without_bad_text, rows)) if bad else rows
+        table = Table(names, columns)
+        return list(map(_without_bad_text, table)) if bad else table
 
     def _values(self, column: Any, name: str) -> tuple[list[Any], bool]:
         """A column as Python's values, and whether one of them is a `_BadText`."""

@@ -53,8 +53,10 @@ class _Feed:
 
 
 class Records:
-    """Takes lines, gives records. A quote opens a field only at its beginning; it must be closed within
-    `max_bytes`, else its line is a bad row and the next record begins behind that line.
+    """Takes lines, gives records. A quote opens a field only at its beginning. Where it is not closed on its
+    line, it must be within `max_bytes`, and properly, in front of a delimiter or at a line's end: else its
+    line is a bad row, and the next record begins behind that line. So one quote too many costs one row; it is
+    not closed by the next quoted field that begins somewhere below.
     """
 
     def __init__(self, delimiter: str, max_bytes: int) -> None:
@@ -63,6 +65,7 @@ class Records:
         self._max_bytes = max_bytes
         self._feed = _Feed()
         self._reader = csv.reader(self._feed, delimiter=delimiter)
+        self._strict = csv.reader(self._feed, delimiter=delimiter, strict=True)
         self._lines: list[str] = []
         self._ends: list[int] = []
         """Behind each line, how many bytes it and those before it are."""
@@ -106,8 +109,8 @@ class Records:
                     closing = self._closing_line(first)
                     if closing is None and not is_last:
                         break
-                    found.append(self._spanning(first, closing))
-                    last = first if closing is None or closing < 0 else closing
+                    record, last = self._spanning(first, closing)
+                    found.append(record)
                 except csv.Error as error:
                     found.append(BadRow(f"cannot be read as csv: {error}", shown_text(line)))
             first, begun = last + 1, first
@@ -138,29 +141,34 @@ class Records:
         while at < len(self._lines):
             if self._ends[at] > most:
                 return -1
-            if _QUOTE in self._lines[at] and self._closes(self._lines[at]):
-                return at
+            if _QUOTE in self._lines[at] and (closes := self._closes(self._lines[at])) is not None:
+                return at if closes else -1
             at += 1
             self._open_to = at
         return None
 
-    def _closes(self, line: str) -> bool:
-        """Whether a field that was open in front of this line is closed behind it, and none other open."""
+    def _closes(self, line: str) -> bool | None:
+        """Whether a field that was open in front of this line is properly closed on it; None where it, or
+        another one, is open behind it.
+        """
         self._feed.set([_QUOTE + line])
         try:
-            next(self._reader)
+            next(self._strict)
         except _Open:
+            return None
+        except csv.Error:
             return False
         return True
 
-    def _spanning(self, first: int, last: int | None) -> Record:
-        if last is None or last < 0:
-            return BadRow("a quote is opened and not closed", self._text(first, first + 1))
-        self._feed.set(self._lines[first : last + 1])
-        try:
-            return self._cells(next(self._reader))
-        except csv.Error as error:
-            return BadRow(f"cannot be read as csv: {error}", self._text(first, last + 1))
+    def _spanning(self, first: int, last: int | None) -> tuple[Record, int]:
+        """The record of these lines, and which of them is its last."""
+        if last is not None and last > first:
+            self._feed.set(self._lines[first : last + 1])
+            try:
+                return self._cells(next(self._strict)), last
+            except csv.Error:
+                pass
+        return BadRow("a quote is opened and not closed", self._text(first, first + 1)), first
 
     def _cells(self, cells: list[str]) -> list[str]:
         return [cell.replace(_STAND_IN, "\r") for cell in cells] if self._feed.has_stand_in else cells

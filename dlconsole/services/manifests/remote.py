@@ -76,6 +76,7 @@ class RemoteOrigin:
         self._validator = ""
         self._drop = 0
         """Bytes that come once more, from a server that knows no ranges."""
+        self._is_over = False
         self.at = 0
         self._try(self._ask, idle)
         version = self._version or _Version("", "", None)
@@ -91,7 +92,7 @@ class RemoteOrigin:
         """See Origin."""
         if at != self.at:
             self._stop()
-            self.at = at
+            self.at, self._is_over = at, False
 
     def is_changed(self) -> bool:
         """See Origin: each further answer is looked at when it comes."""
@@ -119,12 +120,15 @@ class RemoteOrigin:
         raise AssertionError
 
     def _read(self, idle: Idle) -> bytes:
+        if self._is_over:
+            return b""
         if self._answer is None:
             self._ask(idle)
         while True:
             data = self._answer.take(idle) if self._answer is not None else b""
             if not data and self._drop:
                 raise Unreadable("is shorter than when it was begun, so it is another list now")
+            self._is_over = not data
             dropped = min(self._drop, len(data))
             self._drop -= dropped
             if dropped < len(data) or not data:
@@ -133,6 +137,14 @@ class RemoteOrigin:
 
     def _ask(self, idle: Idle) -> bytes:
         """Begin an answer, from where we are."""
+        try:
+            self._begin(idle)
+        except Unreadable:
+            self._stop()  # nobody reads on in another list
+            raise
+        return b""
+
+    def _begin(self, idle: Idle) -> None:
         headers = {"Accept-Encoding": "identity", "User-Agent": "dlconsole"}
         if self.at and self._validator:
             headers |= {"Range": f"bytes={self.at}-", "If-Range": self._validator}
@@ -151,7 +163,6 @@ class RemoteOrigin:
         if version != self._version or begins > self.at:
             raise Unreadable(_CHANGED)
         self._drop = self.at - begins
-        return b""
 
     def _stop(self) -> None:
         if self._answer is not None:

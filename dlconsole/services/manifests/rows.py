@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, overload
 
 CHUNK_BYTES: Final = 1 << 20
 SAMPLE_ROWS: Final = 100
@@ -34,6 +34,34 @@ Row = dict[str, Any] | BadRow | None
 """Column → value; None is a blank line."""
 
 
+class Table(Sequence[Row]):
+    """Good rows as they lie in columns: whoever can use these need not make a row of each."""
+
+    __slots__ = ("columns", "names")
+
+    def __init__(self, names: Sequence[str], columns: list[list[Any]]) -> None:
+        self.names = names
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0]) if self.columns else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Table: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Table:
+        if isinstance(index, slice):
+            return Table(self.names, [column[index] for column in self.columns])
+        return dict(zip(self.names, [column[index] for column in self.columns], strict=True))
+
+    def __iter__(self) -> Iterator[Row]:
+        for values in zip(*self.columns, strict=False):
+            yield dict(zip(self.names, values, strict=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive rows, and the position behind them, from which reading can go on.
@@ -45,7 +73,7 @@ class Block:
     lines: list[bytes]
     end: int
     too_long: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
     done: bool = False
 
 
@@ -60,6 +88,8 @@ class Header:
     has_names: bool = True
     open_ended: bool = False
     """Whether further rows may have further columns: JSON."""
+    fault: str = ""
+    """Why none of its rows could be read."""
 
 
 class RowReader(Protocol):
@@ -69,8 +99,8 @@ class RowReader(Protocol):
         """Its columns. Raises Unreadable, Stopped, OSError."""
 
     def blocks(self, at: int, most: int, idle: Idle, names: frozenset[str] | None) -> Iterator[Block]:
-        """Blocks of at most `most` rows from the position `at` on. `names` are the columns that are of
-        use, None for all: others may be missing. Raises Unreadable, Stopped, OSError.
+        """Blocks of at most `most` rows (or SAMPLE_ROWS) from the position `at` on. `names` are the columns
+        that are of use, None for all: others may be missing. Raises Unreadable, Stopped, OSError.
         """
 
 

@@ -6,14 +6,15 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from dlconsole.services.manifests.lines import BOM
 from dlconsole.services.manifests.origins import Origin
 from dlconsole.services.manifests.places import Packing
 from dlconsole.services.manifests.rows import CHUNK_BYTES, Idle, Stopped, Unreadable
 
 _GZIP: Final = 31
 """zlib's `wbits` for one gzip member."""
-_ZSTD_SLICE: Final = 1024
-"""Packed bytes a call: zstd's answer has no limit of its own, and one of 1 KiB is 32 MiB at most."""
+_ZSTD_SLICE: Final = 256
+"""Packed bytes a call: zstd's answer has no limit of its own; to 256 bytes it is 8 MiB at most."""
 
 
 class _Unpacker(Protocol):
@@ -38,8 +39,15 @@ class Text:
         self._packing = packing
         self._unpacker = _unpacker(packing)
         self._packed = b""
+        self._fault: Unreadable | None = None
+        """Why nothing can be read behind this."""
         self._ahead = b""
         self.at = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read only once."""
+        return self._origin.is_stream
 
     def head(self, most: int, idle: Idle, enough: Callable[[bytes], object]) -> tuple[bytes, bool]:
         """The beginning, up to `most` bytes, and whether that is all. Of a stream only as much as is
@@ -48,7 +56,12 @@ class Text:
         if self.at:
             self.seek(0)
         while len(self._ahead) < most:
-            data = self._next(idle)
+            try:
+                data = self._next(idle)
+            except Unreadable:
+                if not self._ahead:
+                    raise
+                break  # said when what comes before it is read
             if not data:
                 return self._ahead, True
             self._ahead += data
@@ -60,18 +73,20 @@ class Text:
         """What comes next; b'' at the end. Raises OSError, Stopped, Unreadable."""
         data, self._ahead = self._ahead, b""
         data = data or self._next(idle)
+        while self.at == 0 and data and BOM.startswith(data) and (more := self._next(idle)):
+            data += more  # a byte order mark comes whole
         self.at += len(data)
         return data
 
     def seek(self, at: int, idle: Idle = lambda: True) -> None:
         """Go on from this offset; of packed text, what comes before it is unpacked and dropped."""
         if not self._packing and not self.at <= at <= self.at + len(self._ahead):
-            self._ahead, self.at = b"", at
+            self._ahead, self._fault, self.at = b"", None, at
             self._origin.seek(at)
             return
         if at < self.at:
             self._origin.seek(0)
-            self._unpacker, self._packed = _unpacker(self._packing), b""
+            self._unpacker, self._packed, self._fault = _unpacker(self._packing), b"", None
             self._ahead, self.at = b"", 0
         while self.at + len(self._ahead) < at:
             self.at += len(self._ahead)
@@ -83,9 +98,15 @@ class Text:
         self._ahead, self.at = self._ahead[at - self.at :], at
 
     def _next(self, idle: Idle) -> bytes:
-        unpacker = self._unpacker
-        if unpacker is None:
-            return self._origin.read(idle)
+        if self._fault is not None:
+            raise self._fault
+        try:
+            return self._origin.read(idle) if self._unpacker is None else self._unpacked(self._unpacker, idle)
+        except Unreadable as fault:
+            self._fault = fault
+            raise
+
+    def _unpacked(self, unpacker: _Unpacker, idle: Idle) -> bytes:
         while True:
             packed = self._packed or self._origin.read(idle)
             if not packed:

@@ -102,8 +102,8 @@ def _is_global_unicast(address: IPv4Address | IPv6Address) -> bool:
 
 
 def literal_address(host: str) -> str | None:
-    """The address that a URL's host is (dotted, IPv6, or in old forms: `127.1`, `0x7f.1`, `2130706433`);
-    None where it is a name.
+    """The address that a URL's host is (dotted, IPv6, or in old forms: `127.1`, `0x7f.1`, `2130706433`), an
+    IPv4-mapped one as the IPv4 address that it reaches; None where it is a name.
     """
     host = host.rstrip(".")
     # In every spelling the last part begins with a digit, or there is a colon: most names end here.
@@ -115,9 +115,12 @@ def literal_address(host: str) -> str | None:
 @lru_cache(maxsize=16384)
 def _parsed(host: str) -> str | None:
     try:
-        return str(ip_address(host.partition("%")[0]))
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         pass
+    else:
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return str(mapped or address)
     if not host or not set(host) <= set("0123456789abcdefx."):
         return None
     try:

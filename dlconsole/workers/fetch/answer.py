@@ -129,7 +129,7 @@ class Receiver:
         """What the last head decides for the worse, but for its status; that is set."""
         headers = self.headers
         if len(headers) > self._max_header_bytes:
-            return Failure(FailureKind.CONNECT, f"more than {self._max_header_bytes} bytes of headers")
+            return Failure(FailureKind.CONNECT, too_many_headers(self._max_header_bytes))
         head = headers.lower()
         at = _last_head(head)
         if at:
@@ -336,6 +336,11 @@ class Receiver:
     def _opt_out(self, lower: bytearray) -> Failure | None:
         opt_out = opt_out_of(lower, self._agent) if self._agent is not None else ""
         return Failure(FailureKind.OPT_OUT, opt_out, 200) if opt_out else None
+
+
+def too_many_headers(most_bytes: int) -> str:
+    """What is wrong with an answer, trailers included, whose headers go on behind so many bytes."""
+    return f"more than {most_bytes} bytes of headers"
 
 
 def _last_head(lower: bytearray) -> int:

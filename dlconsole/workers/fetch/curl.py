@@ -24,7 +24,7 @@ from dlconsole.services import descriptors
 from dlconsole.settings import DnsSettings, FetchSettings
 from dlconsole.workers.faults import OnFault, unnoticed
 from dlconsole.workers.fetch.address import AddressGuard
-from dlconsole.workers.fetch.answer import Receiver
+from dlconsole.workers.fetch.answer import Receiver, too_many_headers
 from dlconsole.workers.fetch.engine import ANY_HOSTS, IN_MEMORY, Buffers, Fetched, Hosts, NotKept, Result
 from dlconsole.workers.fetch.fetch import Fetch
 from dlconsole.workers.fetch.hops import Hops
@@ -60,6 +60,8 @@ _KINDS: Final = {
     pycurl.E_SSL_CIPHER: FailureKind.TLS,
 }
 """libcurl's error codes → ours; every other one is a connection that broke: `connect`."""
+_TOO_LARGE: Final = 100
+"""CURLE_TOO_LARGE, for which pycurl has no name and libcurl no words: a line of more than 100 KiB, say."""
 _TLS_CUT: Final = "unexpected eof"
 """OpenSSL's words for an end without TLS's goodbye, which is no end: RFC 9112, 9.8."""
 
@@ -290,8 +292,6 @@ class CurlEngine(Hops[T]):
 
     def _begin(self, fetch: Fetch[T]) -> Failure | None:
         transfer = self._idle[-1]
-        if fetch.text_bytes:
-            transfer.reset_answer(fetch.text_bytes)
         transfer.blocked = ""
         target, handle = fetch.target, transfer.handle
         try:
@@ -309,6 +309,8 @@ class CurlEngine(Hops[T]):
             self._multi.add_handle(handle)
         except (pycurl.error, UnicodeError, ValueError) as error:
             return Failure(FailureKind.BAD_TASK, f"URL refused: {error}")
+        if fetch.text_bytes:
+            transfer.reset_answer(fetch.text_bytes)
         transfer.fetch = fetch
         self._idle.pop()
         return None
@@ -381,6 +383,11 @@ class CurlEngine(Hops[T]):
         assert transfer.fetch is not None
         # Without a status there was no answer: the headers, if any, are those of a proxy that refused.
         answered = transfer.handle.getinfo(pycurl.RESPONSE_CODE) > 0
+        most_bytes = self._settings.max_header_bytes
+        if len(transfer.headers) > most_bytes:  # `decided` takes trailers out
+            message = too_many_headers(most_bytes)
+        elif code == _TOO_LARGE:
+            message = message or "a line that is longer than libcurl takes"
         decided = transfer.decided(transfer.fetch.target.url) if answered else None
         if decided is not None:
             return decided

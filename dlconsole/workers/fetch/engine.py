@@ -87,7 +87,10 @@ class Hosts(Protocol):
         """Whether it is not to be asked now."""
 
     def has_answered(self, host: str) -> None:
-        """It answered with a redirect, which is in no result."""
+        """It gave an answer that is no refusal and in no result: a redirect, or a robots.txt."""
+
+    def has_refused(self, host: str, answer: Failure) -> None:
+        """It asked to be left alone (429, 503), in an answer that is in no result."""
 
 
 class _AnyHosts:
@@ -99,6 +102,9 @@ class _AnyHosts:
 
     def has_answered(self, _host: str) -> None:
         """Nobody wants to know."""
+
+    def has_refused(self, _host: str, _answer: Failure) -> None:
+        """Nor that."""
 
 
 ANY_HOSTS: Final = _AnyHosts()

@@ -22,6 +22,7 @@ class Fetch(Generic[T]):
         "expected_since",
         "has_turn",
         "hops",
+        "led_by",
         "left_s",
         "target",
         "token",
@@ -29,6 +30,9 @@ class Fetch(Generic[T]):
 
     text_bytes: ClassVar[int] = 0
     """How much of the body is wanted, where it is to be text and not an image; see `Receiver`."""
+
+    least_redirects: ClassVar[int] = 0
+    """How many redirects are followed at least, whatever the settings say."""
 
     def __init__(self, token: T, target: Target, left_s: float) -> None:
         self.token = token
@@ -45,6 +49,14 @@ class Fetch(Generic[T]):
         self.expected_since = 0.0
         """Since when its name is being looked up, while an answer is likely; see `Hops._room`."""
         self.hops = 0
+        self.led_by: tuple[str, ...] = ()
+        """The hosts that redirected, each once."""
+
+    def go_on_to(self, target: Target) -> None:
+        """A redirect led there."""
+        if self.target.host not in self.led_by:
+            self.led_by += (self.target.host,)
+        self.target, self.addresses, self.asked = target, (), False
 
     @property
     def tokens(self) -> list[T]:
@@ -60,6 +72,7 @@ class RobotsFetch(Fetch[T]):
     __slots__ = ("origin", "waiting")
 
     text_bytes = ROBOTS_TXT_BYTES
+    least_redirects = 5  # RFC 9309, 2.3.1.2
 
     def __init__(self, origin: Origin, first: Fetch[T], left_s: float) -> None:
         super().__init__(first.token, origin.robots_txt, left_s)

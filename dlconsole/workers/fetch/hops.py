@@ -61,11 +61,9 @@ class Hops(ABC, Generic[T]):
                 raise ConfigError(f"fetch.ca_file {settings.ca_file}: {error.strerror or error}") from error
         self.timings = Timings()
         self.turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, settings.per_host_per_s)
-        self._text_turns: HostTurns[Fetch[T]] = HostTurns(
-            settings.per_host, settings.per_host_per_s, beside=self.turns
-        )
+        self._text_turns: HostTurns[Fetch[T]] = HostTurns(settings.per_host, beside=self.turns)
         """Of robots.txt that redirects lead to: what has a host's turn may wait for one, but never the other
-        way round.
+        way round. Without a pace: what waits for them takes up room that other hosts need.
         """
         self.backlog = 0
         self._settings = settings
@@ -214,11 +212,9 @@ class Hops(ABC, Generic[T]):
         """When there is something to do at the latest, but for what the engine itself waits for."""
         if self._ended:
             return 0.0
-        turn_in_s, text_in_s = self.turns.due_in_s(), self._text_turns.due_in_s()
+        turn_in_s = self.turns.due_in_s()
         if turn_in_s is not None and turn_in_s < timeout_s and self.free:
             timeout_s = turn_in_s
-        if text_in_s is not None:
-            timeout_s = min(timeout_s, text_in_s)
         if dns_due_at is not None:
             timeout_s = min(timeout_s, max(0.0, dns_due_at - time.monotonic()))
         return timeout_s
@@ -280,7 +276,6 @@ class Hops(ABC, Generic[T]):
         """A hop has ended; text is a redirect's target."""
         try:
             if isinstance(outcome, str):
-                self._hosts.has_answered(fetch.target.host)
                 self._hop(fetch, outcome)
             else:
                 self._end(fetch, outcome)
@@ -296,22 +291,27 @@ class Hops(ABC, Generic[T]):
         fetch.hops += 1
         fetch.left_s = fetch.deadline - time.monotonic()
         target = target_of(url)
-        if fetch.hops > self._settings.max_redirects:
-            most = self._settings.max_redirects
-            self._end(fetch, Failure(FailureKind.REDIRECTS, f"more than {most} redirects"))
+        most = max(self._settings.max_redirects, fetch.least_redirects)
+        if fetch.hops > most:
+            self._end_here(fetch, FailureKind.REDIRECTS, f"more than {most} redirects")
         elif target is None:
             message = f"redirected to what is no http URL ({_scheme_of(url)}:)"
-            self._end(fetch, Failure(FailureKind.REDIRECTS, message))
+            self._end_here(fetch, FailureKind.REDIRECTS, message)
         elif fetch.left_s <= 0:
             message = f"no whole answer within {self._settings.deadline_s:g} s"
-            self._end(fetch, Failure(FailureKind.TIMEOUT, message))
+            self._end_here(fetch, FailureKind.TIMEOUT, message)
         else:
             self._leave(fetch)
-            fetch.target, fetch.addresses, fetch.asked = target, (), False
+            fetch.go_on_to(target)
             if self._hosts.is_parked(target.host):
                 self._end(fetch, TurnedAway())
             else:
                 self._queue_up(fetch)
+
+    def _end_here(self, fetch: Fetch[T], kind: FailureKind, message: str) -> None:
+        """A redirect that is not followed is its host's last word in this fetch, and no refusal."""
+        self._hosts.has_answered(fetch.target.host)
+        self._end(fetch, Failure(kind, message))
 
     def _ask_robots(self, robots: Robots, fetch: Fetch[T]) -> None:
         """Go on with a fetch where its origin's robots.txt allows it; where that is not known, once it is."""
@@ -344,10 +344,10 @@ class Hops(ABC, Generic[T]):
     def _end_robots(
         self, robots: Robots, robots_fetch: RobotsFetch[T], outcome: Fetched | Failure | TurnedAway | NotKept
     ) -> None:
-        """Go on with those that waited for a robots.txt. Where its host asks to be left alone, one of them
-        ends with that answer, and the others in front of the host.
-        """
+        """Go on with those that waited for a robots.txt."""
         origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
+        is_heard = robots_fetch.asked or isinstance(outcome, TurnedAway)
+        self._tell_of_redirects(robots_fetch, host, is_heard=is_heard)
         self._leave(robots_fetch)
         del self._robots_fetches[origin]
         self._looking_up -= len(waiting)
@@ -357,26 +357,44 @@ class Hops(ABC, Generic[T]):
             for fetch in waiting:
                 self._end_at(host, fetch, outcome)
         elif isinstance(outcome, Failure) and outcome.status in REFUSALS:
-            answer: Failure | TurnedAway = robots.failure(origin, outcome, outcome.retry_after_s)
-            for fetch in waiting:
-                self._end_at(host, fetch, answer, asked=True)
-                answer = TurnedAway()
+            self._end_refused(robots, robots_fetch, outcome)
         else:
             if robots_fetch.asked and outcome.status is not None:
                 self._hosts.has_answered(host)
-            try:
-                known = robots.learn(origin, outcome)
-            except StoreError as error:  # of the file that a large text went to
-                for fetch in waiting:
-                    self._end_at(host, fetch, NotKept(error.with_traceback(None), ROBOTS_TXT_BYTES))
-                return
-            except Exception as error:  # noqa: BLE001  (as above)
-                known = robots.learn(origin, self._fault(robots_fetch, error))
+            self._learn_robots(robots, robots_fetch, outcome)
+
+    def _end_refused(self, robots: Robots, robots_fetch: RobotsFetch[T], refusal: Failure) -> None:
+        """A robots.txt's host asks to be left alone: one of those that waited ends with that answer, and the
+        others in front of the host.
+        """
+        host = robots_fetch.target.host
+        if not robots_fetch.waiting:
+            self._hosts.has_refused(host, refusal)
+        answer: Failure | TurnedAway = robots.failure(robots_fetch.origin, refusal, refusal.retry_after_s)
+        for fetch in robots_fetch.waiting:
+            self._end_at(host, fetch, answer, asked=True)
+            answer = TurnedAway()
+
+    def _learn_robots(self, robots: Robots, robots_fetch: RobotsFetch[T], outcome: Fetched | Failure) -> None:
+        """Go on by what came of a robots.txt. A fault of ours, which is not remembered, ends the first of
+        those that waited, and the next one asks again.
+        """
+        origin, waiting, host = robots_fetch.origin, robots_fetch.waiting, robots_fetch.target.host
+        try:
+            known = robots.learn(origin, outcome)
+        except StoreError as error:  # of the file that a large text went to
             for fetch in waiting:
-                if self._hosts.is_parked(fetch.target.host):
-                    self._end(fetch, TurnedAway())
-                else:
-                    self._heed_robots(known, fetch)
+                self._end_at(host, fetch, NotKept(error.with_traceback(None), ROBOTS_TXT_BYTES))
+            return
+        except Exception as error:  # noqa: BLE001  (a fetch's end, not the worker's)
+            known = robots.learn(origin, self._fault(robots_fetch, error))
+        for number, fetch in enumerate(waiting):
+            if self._hosts.is_parked(fetch.target.host):
+                self._end(fetch, TurnedAway())
+            elif number:
+                self._ask_robots(robots, fetch)
+            else:
+                self._heed_robots(known, fetch)
 
     def _end(self, fetch: Fetch[T], outcome: Fetched | Failure | TurnedAway | NotKept) -> None:
         if isinstance(outcome, Failure):
@@ -394,8 +412,19 @@ class Hops(ABC, Generic[T]):
         *,
         asked: bool = False,
     ) -> None:
+        if fetch.led_by:
+            self._tell_of_redirects(fetch, host, is_heard=asked or isinstance(outcome, TurnedAway))
         self._leave(fetch)
         self._ended.append(Result(fetch.token, outcome, host, asked, fetch.target.url))
+
+    def _tell_of_redirects(self, fetch: Fetch[T], end: str, *, is_heard: bool) -> None:
+        """Each host that redirected has answered; but where the end of the fetch speaks for its host, that
+        alone does: behind a redirect of its own, that may be a refusal.
+        """
+        hosts, fetch.led_by = fetch.led_by, ()
+        for host in hosts:
+            if host != end or not is_heard:
+                self._hosts.has_answered(host)
 
     def _take_ended(self) -> list[Result[T]]:
         ended, self._ended = self._ended, []

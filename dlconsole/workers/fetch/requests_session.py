@@ -34,7 +34,7 @@ from urllib3.util.ssltransport import SSLTransport
 from dlconsole.model import Failure, FailureKind
 from dlconsole.settings import FetchSettings
 from dlconsole.workers.fetch.address import AddressGuard, literal_address
-from dlconsole.workers.fetch.answer import Receiver
+from dlconsole.workers.fetch.answer import Receiver, too_many_headers
 from dlconsole.workers.fetch.engine import Buffers
 from dlconsole.workers.fetch.fetch import Fetch
 from dlconsole.workers.fetch.http1 import StrictResponse
@@ -169,7 +169,7 @@ class Line:
             line = b" " + line.lstrip(b" \t")
         headers += line
         if len(headers) > self._max_header_bytes:
-            raise Cut
+            raise Cut(too_many_headers(self._max_header_bytes))
 
     def proxy_header_taker(self) -> Callable[[bytes], None]:
         """Takes the lines of a proxy's own answer; raises Cut where it is one too many."""
@@ -179,7 +179,7 @@ class Line:
             nonlocal left
             left -= len(line)
             if left < 0:
-                raise Cut
+                raise Cut(too_many_headers(self._max_header_bytes))
 
         return take
 

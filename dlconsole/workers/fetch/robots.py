@@ -74,7 +74,7 @@ class Robots:
         return known
 
     def learn(self, origin: Origin, outcome: Fetched | Failure) -> Known:
-        """What came of fetching its robots.txt."""
+        """What came of fetching its robots.txt. A fault of ours is not kept: the next fetch asks again."""
         now = self._clock()
         if isinstance(outcome, Fetched):
             body = outcome.body
@@ -87,6 +87,8 @@ class Robots:
             retry_after_s = RETRY_S if outcome.retry_after_s is None else outcome.retry_after_s
             known = Known(origin, _ALL_ALLOWED, until, self.failure(origin, outcome, retry_after_s))
         self._forget(origin)
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.CRASHED:
+            return known
         self._known[origin] = known
         self._size_bytes += known.size_bytes
         while len(self._known) > 1 and (len(self._known) > MAX_ORIGINS or self._size_bytes > MAX_BYTES):

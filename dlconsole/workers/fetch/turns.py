@@ -81,7 +81,7 @@ class HostTurns(Generic[T]):
         beside: HostTurns[T] | None = None,
     ) -> None:
         """At most `per_host` at once and, where it is not 0, `per_host_per_s` starts a second; at hosts that
-        refused those `beside` it as few as there.
+        refused those `beside` it as few as there, by what is told to either.
         """
         self.waiting = 0
         """How many fetches wait."""
@@ -89,8 +89,11 @@ class HostTurns(Generic[T]):
         self._interval_s = 1 / per_host_per_s if per_host_per_s else 0.0
         self._clock = clock
         self._slowed: OrderedDict[str, _Slowed] = OrderedDict()
+        self._sharing = [self]
+        """All that keep what they know of `_slowed` hosts together."""
         if beside is not None:
-            self._slowed = beside._slowed  # noqa: SLF001  (one of its own kind)
+            self._slowed, self._sharing = beside._slowed, beside._sharing  # noqa: SLF001  (of its own kind)
+            self._sharing.append(self)
         self._running: dict[str, int] = {}
         self._queues: dict[str, _Queue[T]] = {}
         self._line: deque[str] = deque()
@@ -185,8 +188,9 @@ class HostTurns(Generic[T]):
         if slowed is None:
             return
         slowed.is_tried = False
-        if host in self._queues:
-            self._line.append(host)
+        for turns in self._sharing:
+            if host in turns._queues:  # noqa: SLF001  (as above)
+                turns._line.append(host)  # noqa: SLF001
 
     def due_in_s(self) -> float | None:
         """Until when `next` gives nothing that it does not give now, unless one is `done`; None: for ever."""

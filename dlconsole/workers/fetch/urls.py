@@ -60,7 +60,7 @@ def origin_of(target: Target) -> Origin:
 
 def target_of(url: str) -> Target | None:
     """`url` in ASCII: spaces and non-ASCII characters percent-encoded as UTF-8, the host as IDNA, an IPv4
-    address in its usual spelling.
+    address (also one mapped into IPv6) in its usual spelling.
 
     None for what is no http(s) URL.
     """
@@ -112,11 +112,11 @@ def _with_address(url: str, host: str, port: int) -> Target | None:
     if address is None:
         is_none = ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2])
         return None if is_none else Target(url, host, port)
-    if address == host or ":" in host:
+    if address == host or ":" in address:
         return Target(url, address, port, is_address=True)
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
-    _, colon, digits = place.partition(":")
+    _, colon, digits = place[place.rfind("]") + 1 :].partition(":")
     url = urlunsplit(parts._replace(netloc=f"{user}{at}{address}{colon}{digits}"))
     return Target(url, address, port, is_address=True)
 

@@ -67,6 +67,8 @@ def head(*lines: str, status: str = "200 OK") -> bytes:
 
 SIZED = f"Content-Length: {len(PICTURE)}"
 CHUNKED = "Transfer-Encoding: chunked"
+LONG_LINE = "one line is beyond it already, and beyond what libcurl takes"
+HEADER_CAP = "beyond fetch.max_header_bytes, which the message says"
 
 
 def good(*lines: str, status: str = "200 OK", body: bytes = PICTURE) -> bytes:
@@ -322,16 +324,16 @@ def headers() -> Iterator[Case]:
             "the status decides, whatever else is said",
             sends(good(f"Retry-After: {value}", status="404 No", body=b"")),
         )
-    cap = "beyond fetch.max_header_bytes"
+    cap, line = HEADER_CAP, LONG_LINE
     yield Case(
         "headers without end", Kind.CONNECT, cap, then(b"HTTP/1.1 200 OK\r\n", act=many_hundred_headers)
     )
-    yield Case("a header of 100 MB", Kind.CONNECT, cap,
+    yield Case("a header of 100 MB", Kind.CONNECT, line,
                then(b"HTTP/1.1 200 OK\r\nX: ", act=lambda peer: peer.repeat(b"x" * 65536, 1600)))  # fmt: skip
     yield Case(
         "a status line without end",
         Kind.CONNECT,
-        cap,
+        line,
         then(b"HTTP/1.1 200 ", act=lambda peer: peer.repeat(b"x" * 65536)),
     )
     yield Case("headers just too large", Kind.CONNECT, cap,
@@ -344,6 +346,12 @@ def headers() -> Iterator[Case]:
         Kind.CONNECT,
         cap,
         then(head(CHUNKED), chunk(PICTURE), b"0\r\n", act=many_hundred_headers),
+    )
+    yield Case(
+        "trailers without end behind nothing",
+        Kind.CONNECT,
+        cap,
+        then(head(CHUNKED), b"0\r\n", act=many_hundred_headers),
     )
 
 
