@@ -108,7 +108,8 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         dest="feed.dedupe",
         choices=("off", "file", "bloom"),
         help="of equal URLs feed the first: in each list, exactly (file); in all lists and runs of the "
-        "dataset, by a filter that takes 1 new URL in 1,000 for one once 100 million are in it (bloom)",
+        "dataset, by a filter that takes 1 new URL in 1,000 for one once 100 million are in it; after a kill "
+        "the last blocks' may be fed twice (bloom)",
     )
     group.add_argument(
         "--temp",
