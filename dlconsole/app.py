@@ -189,7 +189,7 @@ class DlconsoleApp(App[None], inherit_bindings=False):
         )
 
     def _show(self) -> None:
-        base = self.screen_stack[0]
+        base = next(iter(self.screen_stack), None)  # none at its very beginning and end
         if isinstance(base, LiveScreen) and base.is_mounted:
             with self.batch_update():
                 base.show_picture(self.picture)
@@ -203,7 +203,7 @@ class DlconsoleApp(App[None], inherit_bindings=False):
 
     def action_help(self) -> None:
         """Every key of the screen."""
-        base = self.screen_stack[0]
+        base = next(iter(self.screen_stack), None)  # none at its very beginning and end
         if isinstance(base, LiveScreen):
             name = base.actions_name
             self.push_screen(HelpScreen(name, actions_of(name, read_only=self._settings.read_only)))

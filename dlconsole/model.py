@@ -67,6 +67,10 @@ _RETRYABLE: Final = frozenset(
 )
 _RETRYABLE_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
+KEY_DIGITS: Final = 12
+"""How much of a list's id begins the keys of its rows, in hex digits: that two of 100,000 lists have the same
+has a chance of 2 in 100,000.
+"""
 STATUS_NONE: Final = 900
 """What the legacy error item carries as `status` when there was no HTTP status."""
 

@@ -456,7 +456,7 @@ class FeedSettings(Section):
     max_column_bytes: Bytes = Field(default=1024, ge=1, le=2**20)
     """Largest value that travels along with `keep = "small"`; caption, id and hash have no such limit."""
     max_row_bytes: Bytes = Field(default=2**20, ge=1024, le=2**26)
-    """Longest row of csv, tsv, json and jsonl; longer ones are bad rows."""
+    """Longest row of csv, tsv, json, jsonl and parquet; longer ones are bad rows."""
     reject_dir: Folder = Field(default_factory=lambda: Path("feed_rejects").absolute())
     """Folder that bad rows are written to, one file a list that has some."""
     threshold: Count = Field(default=0, ge=0, le=2**53)

@@ -36,7 +36,8 @@ class Columns:
     """The roles of a list's columns, '' for none. `kept` are the others that travel on, `left_out` those that
     do not. Where `drops_others`, columns of a row that are neither in a role nor `kept` are taken out of it.
     `max_bytes` is the largest value that travels on; None: any. Where rows may have further columns, `late`
-    are the roles that none of the columns in `seen` has: a row's others may.
+    are the roles that none of the columns in `seen` has: a row's others may. `notes` say of how the list is
+    read what a user should know.
     """
 
     url: str
@@ -50,6 +51,7 @@ class Columns:
     max_bytes: int | None = None
     late: tuple[str, ...] = ()
     seen: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def needed(self) -> frozenset[str]:
@@ -62,12 +64,13 @@ class Columns:
         said.append(f"kept {' '.join(self.kept)}" if self.kept else "no other column kept")
         if self.left_out:
             said.append(f"left out {' '.join(self.left_out)}")
+        said += self.notes
         return ", ".join(said)
 
     def to_json(self) -> dict[str, Any]:
         """For a program."""
         found = asdict(self)
-        return {name: found[name] for name in (*ROLES, "kept", "left_out")}
+        return {name: found[name] for name in (*ROLES, "kept", "left_out", "notes")}
 
 
 def choose(header: Header, settings: FeedSettings) -> Columns:
@@ -107,6 +110,7 @@ def choose(header: Header, settings: FeedSettings) -> Columns:
         max_bytes=limit,
         late=_late_roles(header, settings, roles),
         seen=frozenset(names),
+        notes=header.notes,
     )
 
 

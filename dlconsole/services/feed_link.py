@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis
 
-from dlconsole.errors import RedisUnavailable
+from dlconsole.errors import RedisUnavailable, RedisUnusable
 from dlconsole.services.connection import check_version, connect, translated
-from dlconsole.services.feed_report import Position
+from dlconsole.services.feed_report import Position, parse_position
 from dlconsole.services.keys import Keys
 from dlconsole.services.scripts import script
 from dlconsole.settings import Settings
@@ -71,6 +71,17 @@ class Link:
         with translated(self._url):
             return self._call("HGET", self._keys.feed, self._id) or b""
 
+    def knows(self, path: str) -> bool:
+        """Whether Redis has the position of any list that was fed from that path."""
+        cursor = b"0"
+        with translated(self._url):
+            while True:
+                cursor, found = self._call("HSCAN", self._keys.feed, cursor, "COUNT", "1000")
+                if any(_is_of(position, path) for position in found[1::2]):
+                    return True
+                if cursor == b"0":
+                    return False
+
     def send(self, push: Push) -> None:
         """Send a block, with the positions in front of it and behind it."""
         keys = self._keys
@@ -105,3 +116,11 @@ class Link:
     def _call(self, *words: str | bytes) -> Any:
         self._connection.send_command(*words, check_health=False)
         return self._connection.read_response()
+
+
+def _is_of(position: bytes, path: str) -> bool:
+    try:
+        found = parse_position(position)
+    except RedisUnusable:  # somebody else's
+        return False
+    return found is not None and found.path == path

@@ -113,3 +113,9 @@ class FeedReport:
     limited: bool = False
     """Whether it ended at the limit, and not at its end."""
     stopped: bool = False
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether not one row, nor a column, was found in a list that is not empty."""
+        is_over = not (self.stopped or self.limited or self.listed or self.fed_as)
+        return is_over and bool(self.raw_bytes) and self.has_columns and not self.lines and not self.columns

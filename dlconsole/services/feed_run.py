@@ -156,6 +156,11 @@ class FeedRun:
             report.fed += report.fed_before - earlier.fed_before
             report.fed_before, report.began_line = earlier.fed_before, earlier.began_line
         self.reports[path] = report
+        if report.has_nothing:
+            self.say(
+                f"warning: {path}: not one row was found in it, so it is not marked as done: is that its "
+                "format? --format"
+            )
         return not report.stopped
 
     def _count_earlier(self, places: list[Place]) -> bool:
@@ -203,7 +208,7 @@ class FeedRun:
 
     def _counts_as_done(self, path: Place) -> bool:
         report = self.reports[path]
-        return not report.is_stream and not report.listed and not report.limited
+        return not (report.is_stream or report.listed or report.limited or report.has_nothing)
 
     def _settle(self, fed: list[Place]) -> tuple[bool, list[Place]]:
         """Wait until these lists are on the server's disk; whether they are, and which it has lost a

@@ -182,6 +182,7 @@ class _Feeder:
         self._settings = settings
         self._report = report
         self._wishes = wishes
+        self._listed = wishes.listed
         self._choice = choice
         self._knowledge = knowledge
         self._skip = wishes.skip if source.is_stream else 0
@@ -234,6 +235,9 @@ class _Feeder:
         arrived = [push.after for push in self._sent]
         for _ in range(arrived.index(stands) + 1 if stands in arrived else 0):
             self._arrived(self._sent.popleft())
+        if first and self._listed and not stands:
+            # Fed from this path before, but with another content: that was another list.
+            self._listed = not link.knows(self._path)
         if first or stands != self._stands:
             return self._go_on_from(stands, first=first)
         for push in self._sent:
@@ -251,10 +255,12 @@ class _Feeder:
                 f"twice; feed it once more from line {line + 1} on (--skip {line})"
                 + (f"; {found.window.taken:,} tasks behind it are queued" if found and found.window else "")
             )
-        if first and self._wishes.listed and not again and found is None:
+        if first and self._listed and not again and found is None:
             self._report.listed, self._report.position = True, source.raw_bytes or 0
             return False
         complete = not source.is_stream and found is not None and found.is_complete(source.size)
+        # One that had no row is looked at again, and warned of.
+        complete = complete and not (source.has_columns and found is not None and not found.line)
         if first and found is not None:
             self._turn = found.turn + (complete and again)
         done = complete and found is not None and found.turn >= self._turn

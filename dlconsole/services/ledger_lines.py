@@ -15,12 +15,13 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from dlconsole.model import LedgerLine
+from dlconsole.model import KEY_DIGITS, LedgerLine
 from dlconsole.services.objects import read_object
 
 SAMPLES: Final = 5
 _SAMPLE_BYTES: Final = 80
-_LIST: Final = re.compile(r"[0-9a-f]{8}-")
+_START: Final = KEY_DIGITS + 1
+_LIST: Final = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}-")
 _BLOCK: Final = 4096
 _TAILS: Final = [f"{number:03x}\0" for number in range(_BLOCK)]
 _ADDED: Final = 10**15
@@ -152,9 +153,9 @@ def order(key: str) -> str:
     """Text that sorts keys in the order of their source: those of lists by list, then by row; others behind
     them, by their text. Different for different keys, without NUL and newline.
     """
-    prefix = _prefix(key[:9], len(key))
+    prefix = _prefix(key[:_START], len(key))
     if prefix:
-        number = key[9:]
+        number = key[_START:]
         # Without a leading zero, so that each number is written in one way.
         if number.isdecimal() and number.isascii() and number[0] != "0":
             return prefix + number
@@ -163,8 +164,8 @@ def order(key: str) -> str:
 
 @functools.lru_cache(4096)
 def _prefix(start: str, length: int) -> str:
-    """What a list's key begins with, by its first 9 characters and its length: a longer number is a greater
+    """What a list's key begins with, by its first characters and its length: a longer number is a greater
     one. '' where it is no list's.
     """
-    digits = length - 9
-    return f"0{start[:8]}{digits:02}" if _LIST.fullmatch(start) and 0 < digits < 100 else ""
+    digits = length - _START
+    return f"0{start[:-1]}{digits:02}" if _LIST.fullmatch(start) and 0 < digits < 100 else ""

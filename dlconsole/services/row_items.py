@@ -18,13 +18,13 @@ from typing import Any, Final
 
 import msgspec
 
+from dlconsole.model import KEY_DIGITS
 from dlconsole.services.columns import Columns, late_role
 from dlconsole.services.items import IMAGE_EXTENSIONS, Tally, extension, is_http, url_fault
 from dlconsole.services.manifests import BadRow, Block, Row, Table
 from dlconsole.services.objects import SENTINEL, hide_sentinel
 from dlconsole.settings import Settings
 
-_KEY_DIGITS: Final = 8
 _PLAIN_URL: Final = re.compile(r"https?://[!-~]+")
 """What needs no closer look: nearly every URL."""
 _SENTINEL: Final = SENTINEL.decode()
@@ -69,7 +69,7 @@ class RowWriter:
         """What stands around the digest and its folders, where these are all that differs between paths."""
         self._max_url_bytes = settings.feed.max_url_bytes
         self._columns = columns
-        self._prefix = list_id.removeprefix("stream-")[:_KEY_DIGITS] + "-"
+        self._prefix = list_id.removeprefix("stream-")[:KEY_DIGITS] + "-"
         self._kept = frozenset(columns.kept) if columns.drops_others else None
         self._max_bytes = columns.max_bytes
         roles = (columns.url, columns.caption, columns.id, columns.hash, columns.ext)

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
-from dlconsole.model import Task
+from dlconsole.model import KEY_DIGITS, Task
 from dlconsole.services.objects import read_object
 
-_is_own_key: Final = re.compile(r"[0-9a-f]{8}-[0-9]{1,20}").fullmatch
+_is_own_key: Final = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}-[0-9]{{1,20}}").fullmatch
 """What our feeder writes as `key`. Another one is a column of somebody's, and need not be unique."""
-_KEY_DIGITS: Final = 32
+_DIGEST_DIGITS: Final = 32
 _MAX_NESTING: Final = 500
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TASK: Final = msgspec.json.Decoder(Task)
@@ -67,7 +67,7 @@ def task_of(fields: dict[str, Any]) -> Task | None:
 
 
 def _digest(what: bytes) -> str:
-    return hashlib.sha256(what).hexdigest()[:_KEY_DIGITS]
+    return hashlib.sha256(what).hexdigest()[:_DIGEST_DIGITS]
 
 
 def _has_only_path_and_url(task: Task) -> bool:

@@ -38,7 +38,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.mark.parametrize("rows", [1_500, pytest.param(10_000, marks=FULL)])
+@pytest.mark.parametrize("rows", [600, pytest.param(10_000, marks=FULL)])
 def test_a_list_with_captions_becomes_a_table_although_everybody_is_killed_on_the_way(
     rows: int, shared_data: Path, server: PrivateRedis, client: redis.Redis, fleet: Fleet, tmp_path: Path
 ) -> None:
@@ -57,10 +57,10 @@ def test_a_list_with_captions_becomes_a_table_although_everybody_is_killed_on_th
         to_web = {"FETCH__PROXY": f"http://{web.address}", "FETCH__CA_FILE": str(web.ca_path)}
         to_web |= {"FETCH__MAX_BYTES": "1MiB", "FETCH__DEADLINE_S": "2", "WORKER__BATCH": "50"}
         for part in (4, 2):
-            fleet.start("--processes", "2", **to_web)
+            fleet.start(**to_web)
             until(lambda part=part: counts(client)["stored"] >= rows // part)
             fleet.end()
-        last = fleet.start("--processes", "2", "--until-empty", **to_web)
+        last = fleet.start("--until-empty", **to_web)
         assert last.wait(100) == 0
 
     table = tmp_path / "out.parquet"

@@ -135,6 +135,20 @@ def test_a_list_is_marked_done_and_left_out_where_redis_does_not_know_it(
     assert run.run([path]) and run.reports[path].listed
 
 
+def test_a_list_that_gives_no_row_is_said_and_not_marked_as_done(settings: Settings) -> None:
+    path, said = Path("deep.json"), list[str]()
+    path.write_bytes(b"[" * 10_000)
+    for _ in range(2):
+        run = FeedRun(settings, say=said.append)
+        assert run.run([path]) and not run.reports[path].fed_as
+    assert len([text for text in said if "deep.json: not one row was found" in text]) == 2
+    assert not settings.feed.done_file.exists()
+    Path("names.csv").write_text("url,caption\n")
+    assert FeedRun(settings, say=said.append).run([Path("names.csv")])
+    assert settings.feed.done_file.read_text() == f"{Path('names.csv').absolute()}\n"
+    assert "names.csv: not" not in "".join(said)
+
+
 def test_positions_of_older_versions_are_understood(settings: Settings, redis_client: redis.Redis) -> None:
     path = Path("l.txt")
     path.write_text("".join(f"{url(number)}\n" for number in range(5)))

@@ -555,6 +555,18 @@ def test_a_list_is_written_down_as_done_and_left_out_where_redis_does_not_know_i
     assert settings.feed.done_file.read_text() == f"{path}\n"
 
 
+def test_a_list_that_has_changed_is_fed_although_its_path_is_named_as_done(
+    settings: Settings, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    path = written(tmp_path, urls(10))
+    assert FeedRun(settings).run([path])
+    path.write_bytes(urls(5, first=10))
+    assert FeedRun(settings).run([path])
+    assert queued(redis_client) == items(15)
+    assert FeedRun(settings).run([path])
+    assert redis_client.llen(KEYS.task) == 15
+
+
 def test_a_half_fed_list_goes_on_although_it_is_named_as_done(
     settings: Settings, redis_client: redis.Redis, tmp_path: Path
 ) -> None:

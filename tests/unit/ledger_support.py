@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LIST = "0a1b2c3d"
+LIST = "0a1b2c3d0a1b"
 
 
 def line(key: str = f"{LIST}-1", **fields: Any) -> bytes:

@@ -54,7 +54,7 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 def item(number: int) -> bytes:
-    return b'{"img_path": "/a", "img_url": "u", "key": "0123abcd-%d"}' % number
+    return b'{"img_path": "/a", "img_url": "u", "key": "0123abcd0123-%d"}' % number
 
 
 FAILED = Failure(FailureKind.DNS, "x")
@@ -73,10 +73,10 @@ def test_a_round_is_one_write_and_the_next_is_appended(
     assert len(writes) == 1 and len(writer.acked) == 3 and not len(writer.ledger)
     writer.add(item(3), FAILED)
     writer.ledger.write("h-1")
-    assert writer.files() == {"h-1-1.jsonl": [f"0123abcd-{n}" for n in range(4)]}
+    assert writer.files() == {"h-1-1.jsonl": [f"0123abcd0123-{n}" for n in range(4)]}
     writer.add(item(4), FAILED, "h-2")
     writer.ledger.write("h-2")
-    assert writer.files()["h-2-1.jsonl"] == ["0123abcd-4"]
+    assert writer.files()["h-2-1.jsonl"] == ["0123abcd0123-4"]
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -84,7 +84,7 @@ def test_a_round_is_one_write_and_the_next_is_appended(
 def test_a_write_that_fails_half_way_leaves_whole_lines_and_is_repeated(
     begun: bool, code: int, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = {"h-1-1.jsonl": ["0123abcd-0"]} if begun else {}
+    first = {"h-1-1.jsonl": ["0123abcd0123-0"]} if begun else {}
     if begun:
         writer.add(item(0), FAILED)
         writer.ledger.write("h-1")
@@ -106,7 +106,7 @@ def test_a_write_that_fails_half_way_leaves_whole_lines_and_is_repeated(
     assert len(writer.acked) == begun and [claimed.raw for claimed, _ in writer.ledger.pending] == [item(1)]
     writer.add(item(2), FAILED)
     writer.ledger.write("h-1")
-    assert writer.files() == first | {"h-1-2.jsonl": ["0123abcd-1", "0123abcd-2"]}
+    assert writer.files() == first | {"h-1-2.jsonl": ["0123abcd0123-1", "0123abcd0123-2"]}
     assert len(writer.acked) == begun + 2
 
 
@@ -118,7 +118,7 @@ def test_nothing_of_a_file_is_held_open_and_one_that_was_moved_away_is_begun_ane
     (writer.folder / "h-1-1.jsonl").rename(writer.folder / "old.jsonl")
     writer.add(item(1), FAILED)
     writer.ledger.write("h-1")
-    assert writer.files() == {"h-1-1.jsonl": ["0123abcd-1"], "old.jsonl": ["0123abcd-0"]}
+    assert writer.files() == {"h-1-1.jsonl": ["0123abcd0123-1"], "old.jsonl": ["0123abcd0123-0"]}
 
 
 def test_a_link_in_place_of_a_file_is_not_followed(writer: Writer, tmp_path: Path) -> None:

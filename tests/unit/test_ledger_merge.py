@@ -38,7 +38,18 @@ def keys_of(lines: Sequence[bytes]) -> list[str]:
 KEYS = st.one_of(
     st.builds(lambda row: f"{LIST}-{row}", st.integers(1, 30)),
     st.sampled_from(
-        ["ffffffff-2", "0a1b2c3d-01", "0a1b2c3d", "", "-", "\x00", "\x01\x02", "\n", "é", "a\ud800"]
+        [
+            "ffffffffffff-2",
+            "0a1b2c3d0a1b-01",
+            "0a1b2c3d0a1b",
+            "",
+            "-",
+            "\x00",
+            "\x01\x02",
+            "\n",
+            "é",
+            "a\ud800",
+        ]
     ),
 )
 SHARDS = st.lists(st.lists(st.tuples(KEYS, st.integers(0, 4)), max_size=12), min_size=1, max_size=4)
@@ -76,13 +87,13 @@ def test_of_several_lines_the_one_that_ended_last_counts_then_the_later_one(shar
 
 def test_rows_come_in_the_order_of_their_source_other_keys_behind_them() -> None:
     keys = [
-        "0a1b2c3d-9",
-        "0a1b2c3d-10",
-        f"0a1b2c3d-{10**30}",
-        "0b000000-1",
-        "0a1b2c3d",
+        "0a1b2c3d0a1b-9",
+        "0a1b2c3d0a1b-10",
+        f"0a1b2c3d0a1b-{10**30}",
+        "0b0000000b00-1",
+        "0a1b2c3d0a1b",
         "0A1B2C3D-1",
-        "0a1b2c3d-07",
+        "0a1b2c3d0a1b-07",
     ]
     assert sorted(keys, key=order) == [*keys[:4], *sorted(keys[4:])]
 
@@ -322,8 +333,8 @@ def test_the_size_of_compressed_files_is_estimated_from_their_beginning(tmp_path
     for name in ("a.jsonl.gz", "b.jsonl.zst"):
         (folder / name).write_bytes(packed(name, text))
     planned = plan(find([tmp_path], "pets"))
-    assert planned.text_bytes == pytest.approx(2 * len(text), rel=0.25)
-    assert planned.lines == pytest.approx(2 * 4999, rel=0.25)
+    assert planned.text_bytes == pytest.approx(2 * len(text), rel=0.4)
+    assert planned.lines == pytest.approx(2 * 4999, rel=0.4)
 
 
 def test_a_disk_that_fills_up_names_the_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from datetime import UTC, date, datetime
@@ -97,6 +98,81 @@ def test_a_role_that_the_first_rows_do_not_have_is_found_where_it_shows_up(tmp_p
     assert (late, last) == ({"id": 7, "hash": "ab" * 16}, {})
 
 
+# -- what is called csv ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("url;caption\nhttp://a/1.jpg;one\nhttp://a/2.jpg;two, three\n", "semicolons"),
+        ("url|n|caption\nhttp://a/1.jpg|1|one\nhttp://a/2.jpg|2|two, three\n", "bars"),
+        ('photo\tcaption\nhttp://a/1.jpg\tone\nhttp://a/2.jpg\t"two, three"\n', "tabs"),
+        ("http://a/1.jpg;one\nhttp://a/2.jpg;two, three\n", "semicolons"),
+        ('url,caption\nhttp://a/1.jpg,one\nhttp://a/2.jpg,"two, three"\n', ""),
+        ('a,b;c,caption\n1,http://a/1.jpg,one\n2,http://a/2.jpg,"two, three"\n', ""),
+    ],
+)
+def test_another_separator_is_noticed_and_said(text: str, note: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    items, report = fed(path)
+    assert [(item["img_url"], item["caption"]) for item in items] == [
+        ("http://a/1.jpg", "one"),
+        ("http://a/2.jpg", "two, three"),
+    ]
+    assert report.columns is not None
+    assert report.columns["notes"] == ((f"separated by {note}",) if note else ())
+
+
+@pytest.mark.parametrize(
+    "text", ["http://a/1;jpg\nhttp://a/2;gif\n", "url\nhttp://a/1;jpg\nhttp://a/2;gif\n"]
+)
+def test_a_separator_inside_urls_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    assert [item["img_url"] for item in fed(path)[0]] == ["http://a/1;jpg", "http://a/2;gif"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_tsv_that_a_writer_of_csv_wrote_is_read_so_and_that_is_said(
+    quoting: Any, newline: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "list.tsv"
+    rows = [(URL, 'say "cheese"'), (URL, "two\nlines"), (URL, "a\ttab"), (URL, "plain, é")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting, lineterminator=newline)
+        writer.writerows([("url", "caption"), *rows])
+    items, report = fed(path)
+    assert [(item["img_url"], item["caption"]) for item in items] == rows
+    assert "read as tsv-quoted" in str(report.columns)
+    if quoting == csv.QUOTE_MINIMAL:
+        assert "--format tsv-quoted" in str(fed(path, format="tsv")[1].columns)
+
+
+@pytest.mark.parametrize(
+    ("captions", "is_said"),
+    [
+        (['5" wide', '"quoted" by many'], False),
+        (['"all of it"', "plain"], False),
+        (['"say ""cheese"""', '5" wide'], True),
+    ],
+)
+def test_quotes_that_are_text_stay(captions: list[str], is_said: bool, tmp_path: Path) -> None:
+    path = tmp_path / "list.tsv"
+    path.write_text("url\tcaption\n" + "".join(f"{URL}\t{caption}\n" for caption in captions))
+    items, report = fed(path)
+    assert [item["caption"] for item in items] == captions
+    assert ("--format tsv-quoted" in str(report.columns)) == is_said
+
+
+def test_lines_that_end_with_cr_alone_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"url,caption\rhttp://a/1.jpg,one\rhttp://a/2.jpg,two\r")
+    with pytest.raises(FeedError, match="CR alone"):
+        fed(path)
+
+
 # -- presets: each data set's own schema ----------------------------------------------------------
 
 LAION: dict[str, list[Any]] = {
@@ -184,7 +260,7 @@ def test_a_list_of_each_data_set_keeps_its_captions_and_columns(
         assert without_names(items[0]) == wanted
         assert items[1]["caption"] == LAION["TEXT"][1]
     assert [item["img_url"] for item in items] == LAION["URL"]
-    assert [item["key"] for item in items] == [f"{report.list_id[:8]}-{row}" for row in (1, 2)]
+    assert [item["key"] for item in items] == [f"{report.list_id[:12]}-{row}" for row in (1, 2)]
     assert (report.tasks, report.bad) == (2, 0)
 
 
@@ -304,7 +380,7 @@ def test_an_item_has_its_keys_in_their_order_and_its_text_as_it_was() -> None:
     (item,), _ = made({"n": 1, "url": URL, "hash": "AB", "caption": caption, "id": 7, "ext": "png"})
     path = f"/ds/images/{DIGEST}.jpg"
     assert json.loads(item) == {
-        "img_path": path, "img_url": URL, "key": "01234567-1", "caption": caption, "id": 7, "hash": "AB",
+        "img_path": path, "img_url": URL, "key": "0123456789ab-1", "caption": caption, "id": 7, "hash": "AB",
         "columns": {"n": 1, "ext": "png"},
     }  # fmt: skip
     assert list(json.loads(item)) == ["img_path", "img_url", "key", "caption", "id", "hash", "columns"]
@@ -334,7 +410,7 @@ def test_urls_that_are_none_are_bad_rows_and_blank_rows_are_blank() -> None:
     assert tally.rejects[8].data == {"url": "http://a/stop_this_task"}
     assert [json.loads(item)["img_url"] for item in items] == [URL, URL, "ftp://日本/"]
     assert (tally.lines, tally.tasks, tally.bad, tally.blank, tally.not_http) == (15, 3, 11, 1, 1)
-    assert [json.loads(item)["key"] for item in items] == [f"01234567-{row}" for row in (13, 14, 15)]
+    assert [json.loads(item)["key"] for item in items] == [f"0123456789ab-{row}" for row in (13, 14, 15)]
 
 
 def test_no_item_says_the_text_of_a_stop_sentinel() -> None:

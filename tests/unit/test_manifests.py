@@ -7,7 +7,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,21 @@ def test_a_row_beyond_the_limit_is_bad_whatever_the_chunks(name: str, folder: Pa
     assert [row if isinstance(row, str) else len(row["url"]) for row in rows] == [
         size if size < limit else f"longer than {limit} bytes" for size in sizes
     ]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "json"])
+def test_a_line_without_an_end_can_be_left(kind: str, folder: Path) -> None:
+    path = written(folder, b"url,caption\n" + b'{"url": "' + b"x" * (5 << 20), f"endless.{kind}")
+    asked: list[int] = []
+
+    def idle() -> bool:
+        asked.append(1)
+        return len(asked) < 2
+
+    with open_list(path, Limits(2000, 8192, 2000)) as source:
+        blocks = list(source.blocks(idle=idle))
+    assert len(asked) == 2
+    assert not any(block.done or block.too_long for block in blocks)
 
 
 def test_carriage_returns_nuls_and_odd_spaces_inside_a_row_are_kept(folder: Path) -> None:
@@ -369,12 +384,98 @@ def test_every_type_of_parquet_becomes_something_json_can_say(folder: Path) -> N
     assert (second["ns"], second["bytes"], second["boxes"], second["facts"]) == (None, None, [], None)
 
 
+def test_times_of_parquet_that_python_cannot_hold_are_numbers_or_text(folder: Path) -> None:
+    import pyarrow as pa
+
+    def nested(kind: Any) -> Any:
+        return pa.struct([("all", pa.list_(kind)), ("by", pa.map_(pa.string(), kind))])
+
+    far = {"all": [2**62, None], "by": [("a", 2**62)]}
+    columns = {
+        "ms": pa.array([2**62, 0], pa.timestamp("ms")),
+        "zone": pa.array([-(2**62), 0], pa.timestamp("us", "UTC")),
+        "nowhere": pa.array([5, None], pa.timestamp("us", "No/Where")),
+        "day": pa.array([2**31 - 1, 0], pa.date32()),
+        "word": pa.array([-(2**31), 0], pa.date32()).dictionary_encode(),
+        "took": pa.array([2**62, None], pa.duration("s")),
+        "clock": pa.array([-5, None], pa.time64("ns")),
+        "facts": pa.array([far, None], nested(pa.timestamp("us"))),
+        "ns": pa.array([{"all": [1], "by": []}, None], nested(pa.timestamp("ns"))),
+        "half": pa.array([1.5, None], pa.float16()),
+        "wide": pa.array([Decimal("1" * 60), None], pa.decimal256(70, 2)),
+    }
+    first, second = rows_of(blocks_of(write_parquet(folder / "far.parquet", columns)))
+    assert first == {
+        "ms": 2**62,
+        "zone": -(2**62),
+        "nowhere": 5,
+        "day": 2**31 - 1,
+        "word": -(2**31),
+        "took": 2**62,
+        "clock": -5,
+        "facts": {"all": [2**62, None], "by": [("a", 2**62)]},
+        "ns": {"all": ["1970-01-01T00:00:00.000000001"], "by": []},
+        "half": 1.5,
+        "wide": Decimal("1" * 60 + ".00"),
+    }
+    assert (second["ms"], second["day"], second["facts"]) == (datetime(1970, 1, 1), date(1970, 1, 1), None)
+
+
+def test_a_row_of_parquet_beyond_the_limit_is_bad_and_blocks_are_small(folder: Path) -> None:
+    import pyarrow as pa
+
+    long = "x" * 3000
+    captions = ["a", long, "b", "c", long, long, "d"]
+    kinds = {
+        "text": captions,
+        "binary": pa.array([text.encode() for text in captions]),
+        "large": pa.array(captions, pa.large_string()),
+        "list": pa.array([[text] for text in captions]),
+        "facts": pa.array(
+            [{"a": [("k", text)]} for text in captions], pa.struct([("a", pa.map_(pa.string(), pa.string()))])
+        ),
+    }
+    for name, values in kinds.items():
+        columns = {"n": list(range(7)), "caption": values}
+        path = write_parquet(folder / f"{name}.parquet", columns, row_group=5)
+        blocks = blocks_of(path, rows=100, row_bytes=2000)
+        shown = [row if isinstance(row, str) else row["n"] for row in rows_of(blocks)]
+        bad = "longer than 2000 bytes"
+        assert shown == [0, bad, 2, 3, bad, bad, 6], name
+        assert_it_goes_on_everywhere(path, blocks, Reading(), 2000)
+    path = write_parquet(folder / "large.parquet", {"url": ["x" * 1_000_000] * 9 + ["y"] * 9}, row_group=18)
+    assert [len(block.rows) for block in blocks_of(path, rows=100)] == [4, 4, 10, 0]
+
+
+def test_a_dictionary_of_long_texts_is_not_written_out_at_once(folder: Path) -> None:
+    """400 rows of one text of 3 MB, and a short one first: 1.2 GB in a small file."""
+    import pyarrow as pa
+
+    texts = pa.DictionaryArray.from_arrays([0] + [1] * 400, ["a", "x" * 3_000_000])
+    path = write_parquet(folder / "dict.parquet", {"caption": texts}, row_group=401)
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        rows = rows_of(blocks_of(path, rows=2000))
+    finally:
+        pa.set_memory_pool(usual)
+    assert rows == [{"caption": "a"}, *["longer than 1048576 bytes"] * 400]
+    assert 0 < pool.max_memory() < 32 << 20
+
+
 def test_text_of_parquet_that_is_not_utf8_is_a_bad_row(folder: Path) -> None:
     import pyarrow as pa
 
     bad = pa.array([b"a\xff", b"b", None], pa.binary()).view(pa.string())
     path = write_parquet(folder / "bad.parquet", {"url": ["x", "y", "z"], "caption": bad})
     assert rows_of(blocks_of(path)) == ["not UTF-8", *pairs([("y", "b")]), {"url": "z", "caption": None}]
+    bad = pa.ListArray.from_arrays([0, 1, 2, 3], bad)
+    path = write_parquet(folder / "bad.parquet", {"url": ["x", "y", "z"], "caption": bad})
+    assert [row["url"] if isinstance(row, dict) else row for row in rows_of(blocks_of(path))] == [
+        "not UTF-8",
+        "y",
+        "z",
+    ]
 
 
 def test_columns_of_one_name_are_all_read(folder: Path) -> None:

@@ -123,7 +123,7 @@ class JsonLines(_JsonReader):
 
     def _read(self, at: int, most: int, idle: Idle) -> Iterator[Block]:
         self._text.seek(at, idle)
-        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes):
+        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes, idle):
             rows = [self._row(line) for line in block.lines]
             rows += [too_long(self._max_row_bytes)] * block.too_long
             yield Block([], block.end, rows=rows)
@@ -152,10 +152,13 @@ class JsonRows(_JsonReader):
         self._text.seek(at, idle)
         scan = _Scan(at, self._max_row_bytes)
         while True:
+            begun = scan.at
             while rows := scan.take(most):
                 yield Block([], scan.at, rows=rows)
             if scan.is_finished:
                 return
+            if scan.at == begun and not idle():  # something that may have no end
+                raise Stopped
             data = self._text.read(idle)
             if data:
                 scan.add(data)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dlconsole.services.manifests.rows import Block
+from dlconsole.services.manifests.rows import Block, Idle, Stopped
 
 BOM: Final = b"\xef\xbb\xbf"
 
 
-def line_blocks(read: Callable[[], bytes], at: int, most: int, max_line_bytes: int) -> Iterator[Block]:
+def line_blocks(
+    read: Callable[[], bytes], at: int, most: int, max_line_bytes: int, idle: Idle = lambda: True
+) -> Iterator[Block]:
     """Blocks of at most `most` lines. `read` gives what comes next from the offset `at` on, nothing at the
-    end. Positions count what was consumed: whole lines, each with its newline.
+    end. Positions count what was consumed: whole lines, each with its newline. Inside a line that is too
+    long, and may have no end, `idle` is asked. Raises Stopped, and what `read` raises.
     """
     rest, cut = b"", 0  # of the last line: what is kept, or how long it is where that is too long
     read_to = end = said = at
@@ -24,6 +27,8 @@ def line_blocks(read: Callable[[], bytes], at: int, most: int, max_line_bytes: i
             tail, newline, chunk = chunk.partition(b"\n")
             cut += len(tail) + len(newline)
             if not newline:
+                if not idle():
+                    raise Stopped
                 continue
             end, cut = end + cut, 0
             said = end

@@ -55,7 +55,7 @@ class UrlList:
     """
 
     def __init__(
-        self, place: Place, kind: Format, origin: Origin, limits: Limits, names: tuple[str, ...] = ()
+        self, place: Place, kind: Format, origin: Origin, limits: Limits, reading: Reading | None = None
     ) -> None:
         self.path = place
         self.format = kind
@@ -67,7 +67,7 @@ class UrlList:
             self.id = hashlib.sha256(f"{kind}\n{origin.id}".encode()).hexdigest()
         self._origin = origin
         self._limits = limits
-        self._preset_names = names
+        self._reading = reading or Reading()
         self._text = Text(origin, kind.packing)
         self._reader: RowReader | None = None
         self._resources = ExitStack()
@@ -126,7 +126,7 @@ class UrlList:
             return
         if not self.is_stream:
             self._text.seek(at, idle)
-        yield from line_blocks(lambda: self._text.read(idle), at, limits.rows, limits.line_bytes)
+        yield from line_blocks(lambda: self._text.read(idle), at, limits.rows, limits.line_bytes, idle)
 
     def _opened_reader(self, idle: Idle) -> RowReader:
         if self._reader is None:
@@ -139,14 +139,21 @@ class UrlList:
         if kind == "parquet":
             from dlconsole.services.manifests.parquet_rows import ParquetRows  # noqa: PLC0415
 
-            return ParquetRows(self._seekable(idle))
+            return ParquetRows(self._seekable(idle), max_row_bytes=most)
         if kind in {"json", "jsonl"}:
             from dlconsole.services.manifests.json_rows import JsonLines, JsonRows  # noqa: PLC0415
 
             return (JsonRows if kind == "json" else JsonLines)(self._text, max_row_bytes=most)
         from dlconsole.services.manifests.separated import SeparatedRows  # noqa: PLC0415
 
-        return SeparatedRows(self._text, kind=kind, max_row_bytes=most, preset_names=self._preset_names)
+        reading = self._reading
+        return SeparatedRows(
+            self._text,
+            kind=kind,
+            max_row_bytes=most,
+            preset_names=reading.names,
+            is_told=bool(reading.format),
+        )
 
     def _seekable(self, idle: Idle) -> int:
         """The descriptor of a file with its bytes: its own, or a copy without a name."""
@@ -181,7 +188,7 @@ def open_list(
         raise FeedError(f"{place}: {error}") from error
     except OSError as error:
         raise FeedError(f"{place}: {error.strerror}") from error
-    found = UrlList(place, kind, origin, limits or Limits(), reading.names)
+    found = UrlList(place, kind, origin, limits or Limits(), reading)
     try:
         yield found
     finally:

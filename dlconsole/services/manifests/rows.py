@@ -90,6 +90,8 @@ class Header:
     """Whether further rows may have further columns: JSON."""
     fault: str = ""
     """Why none of its rows could be read."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it is read."""
 
 
 class RowReader(Protocol):

@@ -3,6 +3,9 @@
 csv is RFC 4180: fields in double quotes may hold commas, newlines and doubled quotes. tsv is what data sets
 call so: one line a row, a tab between two fields, and quotes are text (Conceptual Captions); nothing in it
 can hold a tab or a newline. `tsv-quoted` is csv with tabs, as spreadsheets and pandas write it.
+
+What is called csv may be separated by tabs, semicolons or bars, and what is called tsv may be tsv-quoted: the
+first rows tell, see `separators`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from dlconsole.services.manifests.rows import (
     too_long,
     unique,
 )
+from dlconsole.services.manifests.separators import SEPARATORS, is_quoted, separator
 from dlconsole.services.manifests.text import Text
 
 _HTTP: Final = re.compile(r"\s*https?://", re.IGNORECASE)
@@ -64,11 +68,19 @@ class SeparatedRows:
     """
 
     def __init__(
-        self, text: Text, *, kind: str, max_row_bytes: int, preset_names: tuple[str, ...] = ()
+        self,
+        text: Text,
+        *,
+        kind: str,
+        max_row_bytes: int,
+        preset_names: tuple[str, ...] = (),
+        is_told: bool = False,
     ) -> None:
         self._text = text
         self._max_row_bytes = max_row_bytes
         self._preset_names = preset_names
+        self._kind = kind
+        self._is_told = is_told or bool(preset_names)
         self._records: Callable[[], Records | _PlainLines] = (
             partial(_PlainLines, max_row_bytes)
             if kind == "tsv"
@@ -89,6 +101,8 @@ class SeparatedRows:
         )
         if head.startswith(_UTF16):
             raise Unreadable("is UTF-16; make it UTF-8 first: iconv -f UTF-16 -t UTF-8")
+        if b"\n" not in head and b"\r" in head.strip():
+            raise Unreadable("ends its lines with CR alone; make them newlines first: tr '\\r' '\\n'")
         at = len(BOM) if head.startswith(BOM) else 0
         lines = head[at:].split(b"\n")
         if not is_all and len(lines) == 1:
@@ -97,6 +111,7 @@ class SeparatedRows:
             )
         if not is_all or not lines[-1]:
             lines.pop()
+        notes = self._choose_separator(lines)
         records = self._records()
         records.add(lines)
         first: Record = None
@@ -115,7 +130,21 @@ class SeparatedRows:
         rows = [dict(zip(names, row, strict=False)) for row in sample if isinstance(row, list)]
         if first and not has_names:
             rows.insert(0, dict(zip(names, first, strict=True)))
-        return Header(names, rows, has_names)
+        return Header(names, rows, has_names, notes=notes)
+
+    def _choose_separator(self, lines: list[bytes]) -> tuple[str, ...]:
+        """Where what is called csv has another separator, or what is called tsv has quotes: read it so where
+        that is certain, and say it.
+        """
+        if self._kind == "csv" and (found := separator(lines, self._max_row_bytes)) != ",":
+            self._records = partial(Records, found, self._max_row_bytes)
+            return (f"separated by {SEPARATORS[found]}",)
+        if self._kind == "tsv" and (has_quotes := is_quoted(lines, self._max_row_bytes)) is not False:
+            if has_quotes and not self._is_told:
+                self._records = partial(Records, "\t", self._max_row_bytes)
+                return ("read as tsv-quoted (--format tsv: quotes are text)",)
+            return ("its quotes are read as text (--format tsv-quoted: as quotes)",)
+        return ()
 
     def _names(self, first: list[str]) -> tuple[tuple[str, ...], bool]:
         preset = self._preset_names
@@ -132,7 +161,7 @@ class SeparatedRows:
         at = max(at, self._data_at)
         self._text.seek(at, idle)
         records, end = self._records(), at
-        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes):
+        for block in line_blocks(lambda: self._text.read(idle), at, most, self._max_row_bytes, idle):
             end = block.end
             records.add(block.lines)
             while True:
