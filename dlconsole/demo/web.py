@@ -47,6 +47,8 @@ class WebConfig:
     """How common each behaviour is."""
     seed: int = 0
     """Another seed, another web: other pictures, other URLs that fail."""
+    pictures: int = 36
+    """How many different pictures it has: each is made at its start. Six have every format."""
     latency_s: float = 0.02
     """Mean time before an answer; each URL has its own, up to four times this."""
     slow_s: tuple[float, float] = (0.5, 1.0)
@@ -177,7 +179,7 @@ def build_server(config: WebConfig, authority: Authority | None = None) -> WebSe
     pace = Pace(config.latency_s, *config.slow_s, config.oversized_bytes, config.retry_after_s)
     return WebServer(
         partial(plan_of, shares=config.shares, seed=config.seed),
-        Answers(make_pictures(config.seed), pace),
+        Answers(make_pictures(config.seed, count=config.pictures), pace),
         idle_timeout_s=config.idle_timeout_s,
         context_for=authority.context_for if authority else None,
     )

@@ -28,7 +28,7 @@ KEYS = Keys("ds")
 @pytest.fixture(scope="session")
 def web() -> Iterator[SimulatedWeb]:
     """A simulated web without added latency; every behaviour is at `/as/<behaviour>/…`."""
-    with SimulatedWeb(WebConfig(latency_s=0.0, oversized_bytes=1 << 20)) as web:
+    with SimulatedWeb(WebConfig(latency_s=0.0, oversized_bytes=1 << 20, pictures=6)) as web:
         yield web
 
 

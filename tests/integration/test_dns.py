@@ -428,7 +428,7 @@ def test_no_task_loses_its_time_waiting_for_a_slot(
 ) -> None:
     """Four slots, eighty hosts whose names are found at once, and a web that takes its time."""
     with (
-        SimulatedWeb(WebConfig(latency_s=0.2)) as slow,
+        SimulatedWeb(WebConfig(latency_s=0.2, pictures=6)) as slow,
         NameServer(lambda _: Reply(("127.0.0.1",), after_s=after_s)) as server,
     ):
         one = engine(server, FetchSettings(allow_networks=("127.0.0.0/8",), deadline_s=1.5))
