@@ -436,9 +436,9 @@ def test_decoders_end_with_a_worker_that_is_killed(
     try:
         decoder = busy_decoder(supervisor.pid)
         family = psutil.Process(supervisor.pid).children(recursive=True)
-        supervisor.kill()
         worker = decoder.parent()
         assert worker is not None
+        supervisor.kill()  # soon the worker ends by itself, and its decoders
         worker.kill()
         until(lambda: not decoder.is_running() or decoder.status() == psutil.STATUS_ZOMBIE, within_s=60)
     finally:
