@@ -7,8 +7,6 @@ when the reading began counts, up to the last newline.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from dlconsole.errors import LedgerError
+from dlconsole.services.unpack import Damaged, Packed, unpacker
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_LINE_BYTES: Final = 16 << 20
 """A longer line is no line of a ledger: a worker takes no item of that size."""
 _PACKED_CHUNK: Final = 64 * 1024
-"""So much is unpacked at once: as JSON goes, it becomes a megabyte or two."""
 _SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -180,12 +178,12 @@ def _unpacked(file: BinaryIO, path: Path, size: int) -> Iterator[_Reads]:
     """What reads the file's text. A compressed file must be whole: what is cut off there was written once."""
     try:
         if path.suffix == ".gz":
-            yield gzip.GzipFile(fileobj=file)
+            yield _Packed(file, "gz")
         elif path.suffix == ".zst":
-            yield _Zstd(file)
+            yield _Packed(file, "zst")
         else:
             yield _Plain(file, size)
-    except (EOFError, zlib.error, gzip.BadGzipFile, _Damaged) as error:
+    except Damaged as error:
         raise LedgerError(
             f"{path}: is damaged or not whole ({error}): unpack what can be read into a .jsonl beside it "
             f"({'zstd' if path.suffix == '.zst' else 'gzip'} -dc), and move it out of the folder"
@@ -205,48 +203,37 @@ class _Plain:
         return found
 
 
-class _Damaged(Exception):
-    pass
+class _Packed:
+    """What a compressed file holds."""
 
-
-class _Zstd:
-    """A file of one or more zstd frames. Unlike the library's own reader it notices one that is cut off."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard  # noqa: PLC0415  (only where such a file is)
-
+    def __init__(self, file: BinaryIO, packing: Packed) -> None:
         self._file = file
-        self._context = zstandard.ZstdDecompressor()
-        self._error = zstandard.ZstdError
-        self._frame = self._context.decompressobj()
-        self._begun = False
+        self._unpacker = unpacker(packing)
+        self._rest = b""
 
-    def read(self, size: int, /) -> bytes:
-        """About `size` bytes, nothing only at the end."""
-        pieces: list[bytes] = []
-        while sum(map(len, pieces)) < size:
-            packed = self._file.read(_PACKED_CHUNK)
-            if not packed:
-                if self._begun:
-                    raise _Damaged("it ends inside a frame")
-                break
-            try:
-                pieces += self._frames(packed)
-            except self._error as error:
-                raise _Damaged(str(error)) from error
-        return b"".join(pieces)
-
-    def _frames(self, packed: bytes) -> Iterator[bytes]:
-        while packed:
-            yield self._frame.decompress(packed)
-            packed, self._begun = self._frame.unused_data, not self._frame.eof
-            if self._frame.eof:
-                self._frame = self._context.decompressobj()
+    def read(self, _size: int, /) -> bytes:
+        """Up to a megabyte or two, nothing only at the end. Raises Damaged."""
+        while packed := self._rest or self._file.read(_PACKED_CHUNK):
+            text = self._unpacker.unpack(packed)
+            self._rest = self._unpacker.take_rest()
+            if text:
+                return text
+        if not self._unpacker.is_whole:
+            raise Damaged("it ends inside packed data")
+        return b""
 
 
 def sample(file: LedgerFile) -> tuple[int, int, float]:
-    """Of the file's beginning: bytes of text, lines, and how many bytes of text a byte of the file holds."""
+    """Of the file's beginning, a megabyte or more: bytes of text, lines, and how many bytes of text a byte of
+    the file holds. Of less, what is read ahead of a compressed file's text would tell too little.
+    """
+    size = lines = 0
+    ratio = 1.0
     for block in file.blocks(CHUNK_BYTES // 16):
-        ratio = len(block.text) / min(block.position, file.size) if file.packed and block.position else 1.0
-        return len(block.text), block.text.count(b"\n"), max(ratio, 1.0)
-    return 0, 0, 1.0
+        size += len(block.text)
+        lines += block.text.count(b"\n")
+        if file.packed and block.position:
+            ratio = max(1.0, size / min(block.position, file.size))
+        if size >= CHUNK_BYTES:
+            break
+    return size, lines, ratio
